@@ -193,7 +193,6 @@ def _fetch(
         _check(lock_name, locked, work, ivy_cache, output)
         if target.exists():  # an incomplete folder from outside; ours appear whole
             shutil.rmtree(target)
-        os.chmod(work / "jars", 0o755)
         os.replace(work / "jars", target)
         shutil.rmtree(ivy_cache, ignore_errors=True)
         tell(f"{lock_name}: {len(locked)} jars ready after {time.monotonic() - began:.1f} s")
@@ -299,7 +298,7 @@ def _ivy_jars() -> list[Path]:
     folder = Path(spec.origin).parent / "jars" if spec is not None and spec.origin else None
     found = [] if folder is None else sorted(folder.glob("ivy-2*.jar")) + sorted(folder.glob("commons-cli-*.jar"))
     if len(found) < 2:
-        raise EmbeddedError("the jars that fetch others come with PySpark, which is not installed: pip install pyspark")
+        raise EmbeddedError("the jars that fetch others come with PySpark, which is missing: pip install 'gossipdbn[spark]'")
     return found
 
 

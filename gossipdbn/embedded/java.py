@@ -52,7 +52,7 @@ class Java:
 
 
 def cache_folder(cache: Path | None = None) -> Path:
-    """Folder for downloaded and derived files: ``cache``, or ``$XDG_CACHE_HOME/gossipdbn``, or ``~/.cache/gossipdbn``."""
+    """Folder for fetched and derived files: ``cache``, ``$XDG_CACHE_HOME/gossipdbn`` or ``~/.cache/gossipdbn``."""
     if cache is not None:
         return Path(cache).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME", "")
@@ -86,7 +86,7 @@ def find_java(minimum: int = JAVA_MINIMUM, environ: Mapping[str, str] | None = N
 
 
 def spark_java_home(java: Java | None = None, cache: Path | None = None) -> Path:
-    """A ``JAVA_HOME`` that Spark starts from: the runtime's own, or a shim folder where it lacks a module Spark names."""
+    """A ``JAVA_HOME`` that Spark starts from: the runtime's own, or a shim folder where it lacks a module."""
     java = find_java() if java is None else java
     if java.has_vector:
         return java.home
@@ -100,7 +100,7 @@ def spark_java_home(java: Java | None = None, cache: Path | None = None) -> Path
             handle, temporary = tempfile.mkstemp(dir=program.parent)
             with os.fdopen(handle, "w") as stream:
                 stream.write(text)
-            os.chmod(temporary, 0o755)
+            os.chmod(temporary, 0o755)  # noqa: S103 - a program, with nothing secret in it
             os.replace(temporary, program)
     except OSError as error:
         raise EmbeddedError(f"cannot write the Java wrapper {program}: {error}. Choose another cache folder") from error
