@@ -1,0 +1,169 @@
+"""A worker's core: one replica and the slots it hosts. Events in, effects out; no clock, dice or sockets of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gossipdbn.core import plan
+from gossipdbn.core.events import (
+    Announce,
+    Assigned,
+    Dice,
+    Effect,
+    EndOffset,
+    Event,
+    Hold,
+    Logged,
+    Recovered,
+    RenewWriter,
+    Report,
+    RoundFailed,
+    RoundTrained,
+    RowsArrived,
+    SendFailed,
+    SnapshotStored,
+    StopAsked,
+    StoreSnapshot,
+    Tick,
+    Unassigned,
+    Wire,
+)
+from gossipdbn.core.replica import Replica
+from gossipdbn.core.slot import CLOSED, CLAIMING, RECOVERING, RUNNING, Settings, Slot
+from gossipdbn.core.values import Undecided, Void
+from gossipdbn.errors import LocalProtocolError
+
+__all__ = ["Host"]
+
+
+class Host:
+    """``step`` takes an event and returns effects; ``work`` says what to do when the worker is free.
+
+    ``held`` names, per stopped partition, why it waits; ``stopped`` is true when a stop has been carried out.
+    """
+
+    def __init__(self, replica: Replica, wire: Wire, settings: Settings, dice: Dice) -> None:
+        self.replica = replica
+        self.slots: dict[int, Slot] = {}
+        self.held: dict[int, str] = {}
+        self.stopping = False
+        self._wire, self._settings, self._dice = wire, settings, dice
+        self._snapshots_under_way = 0
+        self._now_s = 0.0
+
+    @property
+    def finished(self) -> bool:
+        """All slots of the run are closed."""
+        return self.replica.finished
+
+    @property
+    def stopped(self) -> bool:
+        """A stop was asked for, and every slot is snapshotted and released."""
+        return self.stopping and not self.slots and not self._snapshots_under_way
+
+    def step(self, event: Event) -> list[Effect]:
+        """The only door: what follows from an event."""
+        match event:
+            case Logged():
+                return self._logged(event)
+            case Tick(now_s):
+                self._now_s = now_s
+                return self._each(s.tick(now_s) for s in list(self.slots.values()))
+            case RoundTrained(job=job):
+                return self.slots[job.slot].trained(event) if job.slot in self.slots else []
+            case RoundFailed(slot=slot, reason=reason):
+                return self._of(slot, lambda s: s.failed(reason))
+            case RowsArrived():
+                return self._rows(event)
+            case Assigned(slot=slot):
+                return self._assigned(slot)
+            case Unassigned(slot=slot):
+                return self._of(slot, lambda s: s.leave())
+            case EndOffset(partition=partition, offset=offset):
+                return self._each(s.end_offset(partition, offset) for s in list(self.slots.values()))
+            case Recovered(slot=slot):
+                return self._of(slot, lambda s: s.recovered(event))
+            case SnapshotStored(announce=announce):
+                self._snapshots_under_way -= 1
+                return [] if announce is None else [Announce(announce)]
+            case SendFailed(reason=reason):
+                return [RenewWriter(), *self._send_failed(reason)]
+            case StopAsked():
+                self.stopping = True
+                return self._each(s.leave() for s in list(self.slots.values()))
+        raise LocalProtocolError(f"unknown event {event!r}")
+
+    def work(self) -> list[Effect]:
+        """Effects of the hosted slot that is furthest behind in the plan and can do something; at most one Train."""
+        running = [s for s in self.slots.values() if s.stage == RUNNING and s.state is not None]
+        running.sort(key=lambda s: (plan.progress(self.replica.manifest, s.state.phase, s.state.cursor), s.slot)  # type: ignore[union-attr]
+                     )
+        for slot in running:
+            effects = self._swept(slot.work(self._snapshots_under_way == 0))
+            if effects:
+                return effects
+        return []
+
+    # ---- events -----------------------------------------------------------------------------------------------------
+    def _logged(self, event: Logged) -> list[Effect]:
+        partition = event.partition
+        verdict = self.replica.read(partition, event.offset, event.raw, event.payload)
+        if isinstance(verdict, Undecided):
+            self.held[partition] = verdict.reason
+            return [Hold(partition, event.offset, event.raw, verdict.reason, verdict.wants)]
+        self.held.pop(partition, None)
+        effects: list[Effect] = []
+        if isinstance(verdict, Void):
+            effects.append(Report("void", partition, verdict.reason))
+        if partition in self.slots:
+            effects += self._of(partition, lambda s: s.read_back(event.raw, verdict))
+        return effects + self._mismatches()
+
+    def _mismatches(self) -> list[Effect]:
+        effects: list[Effect] = []
+        for m in self.replica.mismatches:
+            effects.append(Report("mismatch", m.slot, f"update {m.seq} was trained from digest {m.stated:016x}, the log "
+                                  f"gives {m.expected:016x}"))
+            if m.slot in self.slots and self.slots[m.slot].stage == RUNNING:
+                effects += self._of(m.slot, lambda s: s.drop("its replica differs from the log"))
+        self.replica.mismatches.clear()
+        return effects
+
+    def _rows(self, event: RowsArrived) -> list[Effect]:
+        if event.slot in self.slots:
+            self.slots[event.slot].rows, self.slots[event.slot].ended = event.rows, event.ended
+        return []
+
+    def _assigned(self, slot: int) -> list[Effect]:
+        if self.stopping:
+            return []
+        if slot in self.slots:
+            self.slots[slot].assigned = True
+            return []
+        if self.replica.chains[slot].closed:
+            return []
+        self.slots[slot] = Slot(slot, self.replica, self._wire, self._settings, self._dice)
+        self.slots[slot].tick(self._now_s)
+        return self.slots[slot].start()
+
+    def _send_failed(self, reason: str) -> list[Effect]:
+        busy = [s for s in list(self.slots.values()) if s.stage in (CLAIMING, RECOVERING, RUNNING)]
+        effects: list[Effect] = [Report("send-failed", -1, reason)]
+        for slot in busy:
+            effects += self._swept(slot.drop(f"a send failed: {reason}", renew=True))
+        return effects
+
+    # ---- helpers ----------------------------------------------------------------------------------------------------
+    def _of(self, slot: int, act) -> list[Effect]:  # type: ignore[no-untyped-def]
+        return self._swept(act(self.slots[slot])) if slot in self.slots else []
+
+    def _each(self, parts: Iterable[list[Effect]]) -> list[Effect]:
+        return self._swept([e for part in parts for e in part])
+
+    def _swept(self, effects: list[Effect]) -> list[Effect]:
+        """Forget slots that ended; count snapshots under way."""
+        self._snapshots_under_way += sum(isinstance(e, StoreSnapshot) for e in effects)
+        for s in [s for s in self.slots.values() if s.stage == CLOSED]:
+            del self.slots[s.slot]
+        return effects
+

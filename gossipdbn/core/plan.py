@@ -1,0 +1,97 @@
+"""The plan: which rows a slot trains next, in which phase, at which learning rate.
+
+Everything here is a function of the manifest and the slot's own chain, never of time or of other slots (protocol
+section 7). Epochs count through all phases: with 5 epochs in phase 0, phase 1 begins at epoch 5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossipdbn.core.values import CLOSES_PHASE, DONE, Manifest, RowRange
+
+__all__ = ["Close", "Cursor", "Wait", "epoch_bound", "learning_rates", "minibatches", "next_rows", "progress"]
+
+Cursor = tuple[int, int]
+"""(epoch, next row of that epoch)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """The slot owes no more rows in this phase: publish its closing update (CLOSES_PHASE or DONE)."""
+
+    closing: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do yet; ``why`` shows in the status."""
+
+    why: str
+
+
+def epoch_bound(manifest: Manifest, phase: int) -> int | None:
+    """First epoch that no longer belongs to ``phase``; None when the phase is endless."""
+    bound = 0
+    for p in manifest.phases[: phase + 1]:
+        if p.epochs is None:
+            return None
+        bound += p.epochs
+    return bound
+
+
+def minibatches(manifest: Manifest, phase: int, rows: int) -> int:
+    """How many minibatches ``rows`` rows are (the last may be short)."""
+    return -(-rows // manifest.phases[phase].batch)
+
+
+def next_rows(manifest: Manifest, phase: int, cursor: Cursor, known: int, ended: bool, round_rows: int,
+              patient: bool = True) -> RowRange | Close | Wait:
+    """What a slot does next.
+
+    Parameters
+    ----------
+    known : distinct rows of its partition read so far; ``ended``: the end mark was read, so ``known`` is all.
+    round_rows : rows of a full round (tau * batch). A round never crosses an epoch.
+    patient : wait for a full round while more rows may come; else take whole minibatches that are there.
+    """
+    spec = manifest.phases[phase]
+    epoch, first = cursor
+    if ended and first >= known > 0:
+        epoch, first = epoch + 1, 0
+    bound = epoch_bound(manifest, phase)
+    if bound is None and ended:
+        bound = sum(p.epochs or 0 for p in manifest.phases[:phase]) + 1
+    if ended and (known == 0 or (bound is not None and epoch >= bound)):
+        return Close(DONE if phase == len(manifest.phases) - 1 else CLOSES_PHASE)
+    there = known - first
+    if there >= round_rows or (ended and there > 0):
+        return RowRange(epoch, first, min(round_rows, there))
+    whole = there // spec.batch * spec.batch
+    if not patient and whole:
+        return RowRange(epoch, first, whole)
+    return Wait("rows")
+
+
+def learning_rates(manifest: Manifest, phase: int, rows: RowRange, total: int) -> NDArray[np.float32]:
+    """Learning rate of every minibatch of a round, linear from ``lr`` to ``lr_final`` over the phase.
+
+    Progress inside epoch 0 counts whole epochs only: the number of rows is not known while they still arrive, and the
+    rate must not depend on when the end mark was read. ``total`` is the slot's number of rows (unused in epoch 0).
+    """
+    spec = manifest.phases[phase]
+    n = minibatches(manifest, phase, rows.count)
+    if spec.epochs is None or spec.lr == spec.lr_final:
+        return np.full(n, spec.lr, np.float32)
+    begin = sum(p.epochs or 0 for p in manifest.phases[:phase])
+    inside = (rows.first + spec.batch * np.arange(n, dtype=np.float64)) / total if rows.epoch > 0 else np.zeros(n)
+    done = np.minimum((rows.epoch - begin + inside) / spec.epochs, 1.0)
+    return (spec.lr + (spec.lr_final - spec.lr) * done).astype(np.float32)
+
+
+def progress(manifest: Manifest, phase: int, cursor: Cursor) -> tuple[int, int, int]:
+    """A key that orders slots by how far they are in the plan: the smallest is furthest behind."""
+    return (phase, *cursor)

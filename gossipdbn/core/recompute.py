@@ -1,0 +1,158 @@
+"""Recompute what a slot did, from the log alone: recovery after a takeover, replay, audit and the simulator's check.
+
+A scratch replica is moved forward record by record: before each of the slot's updates the other partitions are read up
+to that update's start_version, then the round is trained again on its rows, and the result compared byte for byte.
+The shared replica of a worker is never turned back for this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossipdbn.core import rounds
+from gossipdbn.core.chain import Chain
+from gossipdbn.core.events import Wire
+from gossipdbn.core.replica import Replica
+from gossipdbn.core.values import (
+    OPEN,
+    RESET,
+    Accepted,
+    Claim,
+    Manifest,
+    Payload,
+    PayloadRef,
+    RowRange,
+    Undecided,
+    Update,
+    Version,
+)
+from gossipdbn.errors import LocalProtocolError, LogError, ReplayDivergence
+
+__all__ = ["Rows", "Source", "Recomputed", "Recomputation"]
+
+Rows = Callable[[RowRange], tuple[np.ndarray, "NDArray[np.int32] | None", int]]
+"""Rows of the slot: (values, labels, total rows of the slot as counted by its end mark, 0 while unknown)."""
+
+NextRecord = Callable[[int, int], "bytes | None"]
+"""(partition, offset) -> the record there, or None at the end of what the log holds."""
+
+Fetch = Callable[[PayloadRef], "Payload | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a recomputation gets its inputs: log records, spilled payloads, rows, and who trains."""
+
+    record: NextRecord
+    fetch: Fetch
+    rows: Rows
+    train: rounds.Trainer = rounds.run
+
+
+@dataclass(frozen=True, slots=True)
+class Recomputed:
+    """One recomputed update beside the logged one. ``same``: their exact bytes are equal (metrics aside)."""
+
+    logged: Update
+    offset: int
+    raw: bytes
+    update: Update
+    start_version: Version
+    same: bool
+
+
+class Recomputation:
+    """Follows one slot through the log from a starting point (its state and the scratch replica that belongs to it)."""
+
+    def __init__(self, manifest: Manifest, slot: int, scratch: Replica, state: rounds.SlotState, wire: Wire,
+                 source: Source) -> None:
+        self.manifest, self.slot, self.scratch, self.state = manifest, slot, scratch, state
+        self._wire, self._source = wire, source
+
+    def run(self, until: int | None = None) -> Iterator[Recomputed]:
+        """Recompute the slot's updates up to offset ``until`` of its partition (None: to the end).
+
+        Raises
+        ------
+        LogError : the log does not hold a record or payload that is needed.
+        """
+        while until is None or self.scratch.chains[self.slot].offset < until:
+            offset = self.scratch.chains[self.slot].offset
+            raw = self._source.record(self.slot, offset)
+            if raw is None:
+                if until is not None:
+                    raise LogError(f"updates partition {self.slot} ends at offset {offset}, needed {until}")
+                return
+            verdict, payload = self._verdict(self.slot, raw)
+            if isinstance(verdict, Accepted) and isinstance(verdict.message, Update) and verdict.start_version is not None:
+                yield self._again(verdict.message, offset, raw, verdict.start_version, payload)
+            self.scratch.read(self.slot, offset, raw, payload)
+            if isinstance(verdict, Accepted) and isinstance(verdict.message, Claim):
+                self._claimed(verdict.message)
+
+    def _verdict(self, partition: int, raw: bytes) -> tuple[object, Payload | None]:
+        verdict = self.scratch.judge(partition, raw)
+        payload: Payload | None = None
+        if isinstance(verdict, Undecided) and verdict.wants is not None:
+            payload = self._source.fetch(verdict.wants)
+            verdict = self.scratch.judge(partition, raw, payload)
+        if isinstance(verdict, Undecided):
+            raise LogError(f"updates partition {partition}: {verdict.reason}", retryable=verdict.wants is not None)
+        return verdict, payload
+
+    def _claimed(self, claim: Claim) -> None:
+        """A claim moves the tip; with reset the state is emptied where the claim stands."""
+        chain: Chain = self.scratch.chains[self.slot]
+        if claim.mode == RESET:
+            self.state = rounds.fresh_state(self.manifest, self.slot, chain)
+        self.state.tip, self.state.incarnation = chain.tip, chain.incarnation
+        self.state.start_version = chain.start_version
+
+    def advance(self, version: Version) -> None:
+        """Move the scratch replica's other partitions up to ``version``, never beyond."""
+        for p, n in enumerate(version):
+            if p == self.slot:
+                continue
+            while self.scratch.chains[p].count < n:
+                offset = self.scratch.chains[p].offset
+                raw = self._source.record(p, offset)
+                if raw is None:
+                    raise LogError(f"updates partition {p} holds {self.scratch.chains[p].count} updates, an update of slot "
+                                   f"{self.slot} names {n}")
+                _, payload = self._verdict(p, raw)
+                self.scratch.read(p, offset, raw, payload)
+            if self.scratch.chains[p].count > n:
+                raise LocalProtocolError(f"scratch replica is beyond the version of slot {self.slot}'s next update")
+
+    def _again(self, logged: Update, offset: int, raw: bytes, version: Version, payload: Payload | None) -> Recomputed:
+        self.advance(version)
+        if logged.closing == OPEN:
+            values, labels, total = self._source.rows(logged.rows)
+            job = rounds.begin(self.state, self.scratch.acc, version, logged.rows)
+            self._source.train(self.manifest, job, values, labels, total)
+            update = rounds.finish(self.manifest, self.state, job, logged.metrics)
+        else:
+            update = rounds.closing(self.manifest, self.state, self.scratch.acc, version, logged.closing, logged.metrics,
+                                    logged.note)
+        compared = update
+        if logged.payload_ref is not None:
+            compared = rounds.by_reference(update, self._wire.pack_payload(update.payload or ())[0])
+        same = compared == logged
+        rounds.sent(self.manifest, self.state, update, raw, version)
+        return Recomputed(logged, offset, raw, update, version, same)
+
+
+def require_same(r: Recomputed) -> None:
+    """Raise ReplayDivergence naming the first difference between a recomputed update and the logged one."""
+    if r.same:
+        return
+    for name in ("start_digest", "step", "digest"):
+        a, b = getattr(r.logged, name), getattr(r.update, name)
+        if a != b:
+            raise ReplayDivergence(f"slot {r.logged.slot} update {r.logged.seq} (offset {r.offset}): logged {name} {a}, "
+                                   f"recomputed {b}")
+    raise ReplayDivergence(f"slot {r.logged.slot} update {r.logged.seq} (offset {r.offset}) differs from its recomputation")

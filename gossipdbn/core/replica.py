@@ -1,0 +1,127 @@
+"""The whole idea on one screen: the model is an exact integer sum of the updates in a log.
+
+A replica starts from the manifest's initial parameters and reads the updates topic, each partition in order. A record
+is accepted, void, or undecided (``chain.py`` says when); an accepted update's integers are added. Addition commutes, so
+two replicas that contain the same updates are equal bit for bit, whatever order they read them in. ``version`` says
+what is contained: one count per partition. Nothing else ever changes a parameter, a worker's own updates included:
+they come back from the log like everybody's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossipdbn.core import chain as chains
+from gossipdbn.core.values import Accepted, Claim, Decoded, Manifest, Payload, Undecided, Update, Verdict, Version
+from gossipdbn.errors import LocalProtocolError
+from gossipdbn.kernels import codec
+from gossipdbn.models.spec import layout
+
+__all__ = ["DigestMismatch", "Replica", "add_payload"]
+
+_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class DigestMismatch:
+    """An update states another digest for its start version than the log gives: its owner's memory is damaged."""
+
+    slot: int
+    seq: int
+    stated: int
+    expected: int
+
+
+def add_payload(manifest: Manifest, acc: NDArray[np.int32], payload: Payload) -> None:
+    """Add the deltas of a checked payload to flat parameters int32 [P], wrapping."""
+    tensors = layout(manifest.spec)
+    for part in payload:
+        t = tensors[part.tensor]
+        codec.apply(part.codec, part.data, acc[t.offset : t.offset + t.size], *t.blocks)
+
+
+class Replica:
+    """Merged parameters at a version.
+
+    Parameters
+    ----------
+    parameters : int32 [P] in units 2^-24 at the version that ``chains`` tell; copied.
+    decode : wire decoder, bytes to message.
+    """
+
+    def __init__(self, manifest: Manifest, decode: Callable[[bytes], Decoded], parameters: NDArray[np.int32],
+                 at: Sequence[chains.Chain] | None = None) -> None:
+        self.manifest = manifest
+        self.acc: NDArray[np.int32] = parameters.astype(np.int32, copy=True)
+        self.chains: list[chains.Chain] = list(at or [chains.genesis(manifest.slots)] * (manifest.slots + 1))
+        self.mismatches: list[DigestMismatch] = []
+        self._decode = decode
+        # Digest sums per partition: _sums[p][i] is the digest of its first _base[p] + i updates less the base's own.
+        self._base: Version = self.version
+        self._base_digest = codec.digest(self.acc)
+        self._sums: list[list[int]] = [[0] for _ in self.chains]
+        self._unchecked: list[tuple[Version, Update]] = []
+
+    @property
+    def version(self) -> Version:
+        """How many updates of each partition are contained."""
+        return tuple(c.count for c in self.chains)
+
+    @property
+    def finished(self) -> bool:
+        """All slots are closed: the parameters are final."""
+        return all(c.closed for c in self.chains[:-1])
+
+    def read(self, partition: int, offset: int, raw: bytes, fetched: Payload | None = None) -> Verdict:
+        """Give the verdict on the next record of a partition, and merge it if accepted: the only door for change."""
+        chain = self.chains[partition]
+        if offset != chain.offset:
+            raise LocalProtocolError(f"updates partition {partition}: read offset {offset}, expected {chain.offset}")
+        verdict = self.judge(partition, raw, fetched)
+        if isinstance(verdict, Undecided):
+            return verdict
+        self.chains[partition] = chains.fold(self.manifest, chain, raw, verdict)
+        if isinstance(verdict, Accepted) and not isinstance(verdict.message, Claim):
+            m = verdict.message
+            payload = m.payload if m.payload is not None else fetched
+            assert payload is not None
+            add_payload(self.manifest, self.acc, payload)
+            self._sums[partition].append((self._sums[partition][-1] + m.digest) & _MASK)
+            if isinstance(m, Update) and verdict.start_version is not None:
+                self._unchecked.append((verdict.start_version, m))
+            self._check_start_digests()
+        return verdict
+
+    def judge(self, partition: int, raw: bytes, fetched: Payload | None = None) -> Verdict:
+        """The verdict on the next record of a partition, without merging it."""
+        return chains.judge(self.manifest, self.chains[partition], partition, self._decode(raw), fetched)
+
+    def digest(self) -> int:
+        """Digest of the parameters, computed from memory."""
+        return codec.digest(self.acc)
+
+    def expected_digest(self, version: Version) -> int | None:
+        """What the log says the digest at ``version`` must be; None when it is not contained or before our start."""
+        total = self._base_digest
+        for sums, base, n in zip(self._sums, self._base, version, strict=True):
+            if not 0 <= n - base < len(sums):
+                return None
+            total += sums[n - base]
+        return total & _MASK
+
+    def _check_start_digests(self) -> None:
+        """Compare stated start digests as soon as their version is complete here (bounded: the newest 4096 wait)."""
+        waiting: list[tuple[Version, Update]] = []
+        mine = self.version
+        for version, m in self._unchecked[-4096:]:
+            if any(n > have for n, have in zip(version, mine, strict=True)):
+                waiting.append((version, m))
+                continue
+            expected = self.expected_digest(version)
+            if expected is not None and expected != m.start_digest:
+                self.mismatches.append(DigestMismatch(m.slot, m.seq, m.start_digest, expected))
+        self._unchecked = waiting

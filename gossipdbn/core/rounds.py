@@ -1,0 +1,186 @@
+"""A round is a pure function; so every update is a checkable claim.
+
+::
+
+    (replica at start_version, residual, optimiser state, chains, counters, the rows named)  ->  update
+
+``begin`` fixes the inputs, the driver trains (``run``, or a simulator's stand-in), ``finish`` turns the difference into
+an update. Live training, recovery and replay all call these three, and nothing else computes an update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossipdbn.core import plan
+from gossipdbn.core.chain import EXACT, Chain, payload_digest, tip_after
+from gossipdbn.core.values import (
+    CLOSES_PHASE,
+    FAILED,
+    OPEN,
+    Manifest,
+    Metrics,
+    Payload,
+    PayloadRef,
+    RowRange,
+    TensorDelta,
+    Update,
+    Version,
+)
+from gossipdbn.kernels import codec
+from gossipdbn.models import learners
+from gossipdbn.models.spec import layout, parameter_count, phase_tensors, share_divisor
+
+__all__ = ["RoundJob", "SlotState", "begin", "closing", "finish", "fresh_state", "initial_parameters", "run"]
+
+DIVERGED_AT = 1 << 30
+
+
+@dataclass(slots=True)
+class SlotState:
+    """What a slot is besides the replica: all that its next round depends on.
+
+    ``residual`` int32 [P]: what quantisation left behind. ``optimiser``: named arrays of the phase's learner
+    (momentum, moments, chains, running means). ``seq``, ``step``, ``cursor``, ``phase``, ``tip``, ``start_version``
+    run ahead of the slot's chain by the updates that are sent and not yet read back.
+    """
+
+    slot: int
+    residual: NDArray[np.int32]
+    optimiser: dict[str, np.ndarray]
+    seq: int
+    step: int
+    cursor: plan.Cursor
+    phase: int
+    tip: bytes
+    start_version: Version
+    incarnation: int
+    closed: bool = False
+
+
+@dataclass(slots=True)
+class RoundJob:
+    """One round to train. ``parameters`` int32 [P] starts as ``start`` and is changed by training."""
+
+    slot: int
+    phase: int
+    rows: RowRange
+    step: int
+    start_version: Version
+    start_digest: int
+    start: NDArray[np.int32]
+    parameters: NDArray[np.int32]
+    optimiser: dict[str, np.ndarray]
+
+
+@lru_cache(maxsize=8)
+def _mean(data: bytes) -> NDArray[np.float32]:
+    return np.frombuffer(data, "<f4").astype(np.float32)
+
+
+def initial_parameters(manifest: Manifest) -> NDArray[np.int32]:
+    """theta_0, int32 [P]: a function of the manifest alone."""
+    return learners.initial_parameters(manifest.spec, manifest.run_key, _mean(manifest.visible_mean))
+
+
+def fresh_state(manifest: Manifest, slot: int, chain: Chain) -> SlotState:
+    """The state of a slot that begins, or that was reset, where its chain stands: empty residual and optimiser."""
+    return SlotState(
+        slot=slot, residual=np.zeros(parameter_count(manifest.spec), np.int32),
+        optimiser={} if chain.closed else learners.new_state(manifest.spec, manifest.phases[chain.phase]),
+        seq=chain.count, step=chain.step, cursor=chain.cursor, phase=chain.phase, tip=chain.tip,
+        start_version=chain.start_version, incarnation=chain.incarnation, closed=chain.closed)
+
+
+def begin(state: SlotState, start: NDArray[np.int32], version: Version, rows: RowRange) -> RoundJob:
+    """Fix a round's inputs. ``start`` int32 [P]: the replica plus the slot's own pending updates, at ``version``."""
+    return RoundJob(state.slot, state.phase, rows, state.step, version, codec.digest(start), start, start.copy(),
+                    state.optimiser)
+
+
+def run(manifest: Manifest, job: RoundJob, values: np.ndarray, labels: NDArray[np.int32] | None,
+        total_rows: int) -> learners.RoundStats:
+    """Train the round on its rows; changes ``job.parameters`` and ``job.optimiser`` in place. Pure otherwise."""
+    context = learners.RoundContext(
+        run_key=manifest.run_key, slot=job.slot, step=job.step, slots=manifest.slots,
+        visible_mean=_mean(manifest.visible_mean),
+        learning_rates=plan.learning_rates(manifest, job.phase, job.rows, total_rows))
+    return learners.train_round(manifest.spec, manifest.phases[job.phase], job.parameters, job.optimiser, values, labels,
+                                context)
+
+
+Trainer = Callable[[Manifest, RoundJob, np.ndarray, "NDArray[np.int32] | None", int], learners.RoundStats]
+
+
+def _advance(state: SlotState, version: Version) -> tuple[int, ...]:
+    return tuple(b - a for a, b in zip(state.start_version, version, strict=True))
+
+
+def _update(manifest: Manifest, state: SlotState, version: Version, start_digest: int, rows: RowRange, closing_kind: int,
+            payload: Payload, metrics: Metrics, note: str) -> Update:
+    return Update(
+        run=manifest.run, slot=state.slot, incarnation=state.incarnation, seq=state.seq, prev=state.tip,
+        phase=state.phase, closing=closing_kind, advance=_advance(state, version), start_digest=start_digest,
+        rows=rows, step=state.step, digest=payload_digest(manifest, payload), payload=payload, metrics=metrics,
+        note=note[:500])
+
+
+def finish(manifest: Manifest, state: SlotState, job: RoundJob, metrics: Metrics = Metrics()) -> Update:
+    """The update of a trained round. Moves the residual; ``sent`` moves the rest of the state."""
+    spec, phase = manifest.spec, manifest.phases[job.phase]
+    parts: list[TensorDelta] = []
+    for i in phase_tensors(spec, phase):
+        t = layout(spec)[i]
+        at = slice(t.offset, t.offset + t.size)
+        codec.fold(state.residual[at], job.parameters[at], job.start[at], share_divisor(spec, phase, i, manifest.slots))
+        data = codec.quantise(manifest.codec, state.residual[at].reshape(t.blocks), manifest.e_max)
+        parts.append(TensorDelta(i, manifest.codec, data))
+    return _update(manifest, state, job.start_version, job.start_digest, job.rows, OPEN, tuple(parts), metrics, "")
+
+
+def closing(manifest: Manifest, state: SlotState, start: NDArray[np.int32], version: Version, kind: int,
+            metrics: Metrics = Metrics(), note: str = "") -> Update:
+    """A closing update: no rows, the whole residual by the exact codec; the optimiser is cleared by ``sent``."""
+    parts: list[TensorDelta] = []
+    if kind != FAILED:
+        for i in phase_tensors(manifest.spec, manifest.phases[state.phase]):
+            t = layout(manifest.spec)[i]
+            rest = state.residual[t.offset : t.offset + t.size]
+            if rest.any():
+                parts.append(TensorDelta(i, EXACT, codec.quantise(EXACT, rest.reshape(t.blocks), manifest.e_max)))
+    rows = RowRange(*state.cursor, 0)
+    return _update(manifest, state, version, codec.digest(start), rows, kind, tuple(parts), metrics, note)
+
+
+def sent(manifest: Manifest, state: SlotState, update: Update, raw: bytes, version: Version) -> None:
+    """Move the state past an update whose exact bytes are ``raw``, as every reader will when it reads them."""
+    state.seq += 1
+    state.step += plan.minibatches(manifest, update.phase, update.rows.count)
+    state.cursor = (update.rows.epoch, update.rows.first + update.rows.count)
+    state.tip = tip_after(state.tip, raw)
+    state.start_version = version
+    if update.closing == OPEN:
+        return
+    state.residual[:] = 0
+    state.optimiser = {}
+    if update.closing == CLOSES_PHASE:
+        state.phase += 1
+        state.optimiser = learners.new_state(manifest.spec, manifest.phases[state.phase])
+    else:
+        state.closed = True
+
+
+def by_reference(update: Update, ref: PayloadRef) -> Update:
+    """The same update with its payload in the store."""
+    fields = {f: getattr(update, f) for f in update.__struct_fields__}
+    return Update(**{**fields, "payload": None, "payload_ref": ref})
+
+
+def diverged(start: NDArray[np.int32]) -> bool:
+    """Whether any parameter is at or beyond +-2^30 (+-64 in real units): checked at start versions, nowhere else."""
+    return codec.max_abs(start) >= DIVERGED_AT

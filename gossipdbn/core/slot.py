@@ -1,0 +1,353 @@
+"""One logical trainer: claims its slot, recovers its state, trains rounds, and yields to whoever claims after it.
+
+::
+
+    reading ──end reached──> claiming ──own claim accepted──> recovering ──state──> running ──last closing──> closed
+       ^                        │ void                            │ reset             │ fenced, void, send failed
+       └────────────────────────┴─────────────────────────────────┴───────────────────┘
+
+The log decides everything: an update counts when it is read back, a claim is won when it is read back as accepted, and a
+foreign accepted claim ends this owner at once. Nothing is ever remade under the same claim.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossipdbn.core import plan, rounds
+from gossipdbn.core.events import (
+    AskEnd,
+    Dice,
+    Effect,
+    Publish,
+    Recover,
+    Recovered,
+    Release,
+    Report,
+    RoundTrained,
+    Snapshot,
+    StoreSnapshot,
+    Train,
+    Wire,
+)
+from gossipdbn.core.replica import Replica, add_payload
+from gossipdbn.core.values import (
+    FAILED,
+    RESET,
+    RESUME,
+    Accepted,
+    Claim,
+    Metrics,
+    Payload,
+    RowRange,
+    Undecided,
+    Update,
+    Verdict,
+    Version,
+    Void,
+)
+
+__all__ = ["Pending", "Settings", "Slot"]
+
+READING, CLAIMING, RECOVERING, RUNNING, CLOSED = "reading", "claiming", "recovering", "running", "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a worker runs its slots; none of it changes what an update is.
+
+    ``linger_s``: how long to wait for a full round of rows on a live stream. ``snapshot_every_s``: cadence per slot.
+    ``claim_delay_s``: unit of the growing random delay between claims.
+    """
+
+    worker: str
+    key_id: int = 0
+    numerics: int = 1
+    linger_s: float = 0.5
+    snapshot_every_s: float = 5.0
+    claim_delay_s: float = 0.05
+    claim_delay_max_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """An update that is sent and not yet read back."""
+
+    raw: bytes
+    payload: Payload
+
+
+class Slot:
+    """The state machine of one hosted slot. Methods return effects; time comes in as ``now_s``."""
+
+    def __init__(self, slot: int, replica: Replica, wire: Wire, settings: Settings, dice: Dice) -> None:
+        self.slot = slot
+        self.stage = READING
+        self.assigned = True
+        self.state: rounds.SlotState | None = None
+        self.pending: deque[Pending] = deque()
+        self.rows, self.ended = 0, False
+        self.waits_for = "the end of the partition"
+        self.snapshot_at_s: float | None = None
+        self.busy = False
+        self._replica, self._wire, self._settings, self._dice = replica, wire, settings, dice
+        self._manifest = replica.manifest
+        self._end: int | None = None
+        self._claim: bytes | None = None
+        self._attempts = 0
+        self._claim_after_s = 0.0
+        self._mode = RESUME
+        self._wanted_since_s: float | None = None
+        self._echoed: deque[bytes] = deque(maxlen=64)
+        self._last_snapshot_seq = -1
+        self._now_s = 0.0
+        self._dangling_asked: set[int] = set()
+
+    # ---- claiming ---------------------------------------------------------------------------------------------------
+    def start(self) -> list[Effect]:
+        """Begin to own the slot: read to the end, then claim."""
+        self.stage, self._end, self._claim = READING, None, None
+        self.waits_for = "the end of the partition"
+        return [AskEnd(self.slot)]
+
+    def end_offset(self, partition: int, offset: int) -> list[Effect]:
+        """An AskEnd was answered."""
+        if partition == self.slot and self.stage == READING:
+            self._end = offset
+        return self._dangling(partition, offset)
+
+    def drop(self, why: str, mode: int = RESUME, renew: bool = False) -> list[Effect]:
+        """Give up the state and, while the slot is ours to host, claim again with a growing random delay."""
+        had_state = self.stage in (RUNNING, RECOVERING)
+        self.state, self.busy = None, False
+        self.pending.clear()
+        self._mode = mode
+        self._dangling_asked.clear()
+        if not had_state or renew:
+            self._attempts += 1
+        delay = self._settings.claim_delay_s * 2 ** min(self._attempts, 10) * self._dice()
+        self._claim_after_s = self._now_s + min(delay, self._settings.claim_delay_max_s)
+        effects: list[Effect] = [Report("dropped", self.slot, why)]
+        if not self.assigned:
+            self.stage = CLOSED
+            return [*effects, Release(self.slot)]
+        return [*effects, *self.start()]
+
+    def _try_claim(self) -> list[Effect]:
+        chain = self._replica.chains[self.slot]
+        if chain.closed:
+            return self._close()
+        if self._end is None or chain.offset < self._end or self._now_s < self._claim_after_s:
+            return []
+        claim = Claim(self._manifest.run, self.slot, chain.incarnation + 1, self._settings.worker, self._mode,
+                      self._settings.key_id, self._settings.numerics)
+        self._claim = self._wire.encode(claim)
+        self.stage, self.waits_for = CLAIMING, "its claim"
+        return [Publish(self.slot, self._claim)]
+
+    def _close(self) -> list[Effect]:
+        self.stage, self.waits_for = CLOSED, ""
+        self.pending.clear()
+        return [Release(self.slot)]
+
+    # ---- what the log says ------------------------------------------------------------------------------------------
+    def read_back(self, raw: bytes, verdict: Verdict) -> list[Effect]:
+        """A record of the slot's own partition was judged (and merged, if accepted) by the replica."""
+        if isinstance(verdict, Undecided) or self.stage == CLOSED:
+            return []
+        message = verdict.message
+        if isinstance(message, Claim):
+            return self._claim_read(raw, verdict)
+        if not isinstance(message, Update) or self.state is None or message.incarnation != self.state.incarnation:
+            return []
+        if isinstance(verdict, Accepted):
+            if not self.pending or self.pending[0].raw != raw:
+                return self.drop("an update under this claim that this owner did not send")
+            self._echoed.append(self.pending.popleft().raw)
+            self._attempts = 0
+            return self._close() if self.state.closed and not self.pending else []
+        return [] if raw in self._echoed else self.drop(f"own update is void: {verdict.reason}", renew=True)
+
+    def _claim_read(self, raw: bytes, verdict: Accepted | Void) -> list[Effect]:
+        mine = raw == self._claim and self.stage == CLAIMING
+        if isinstance(verdict, Void):
+            return self.drop(f"claim is void: {verdict.reason}") if mine else []
+        if not mine:
+            return self.drop("fenced by a newer claim") if self.stage in (RUNNING, RECOVERING) else []
+        self._claim = None
+        chain = self._replica.chains[self.slot]
+        if self._mode == RESET or chain.count == 0:
+            self._mode = RESUME
+            return self._run(rounds.fresh_state(self._manifest, self.slot, chain))
+        self.stage, self.waits_for = RECOVERING, "its state to be recomputed"
+        return [Recover(self.slot, chain.incarnation, chain)]
+
+    def recovered(self, event: Recovered) -> list[Effect]:
+        """The state at the claim was recomputed, or could not be: then claim again with reset."""
+        chain = self._replica.chains[self.slot]
+        if self.stage != RECOVERING or event.incarnation != chain.incarnation:
+            return []
+        if event.state is None:
+            return [Report("reset", self.slot, event.reason), *self.drop(event.reason, RESET)]
+        if (event.state.tip, event.state.seq) != (chain.tip, chain.count):
+            return [Report("reset", self.slot, "wrong history"), *self.drop("recovered another history", RESET)]
+        return self._run(event.state)
+
+    def _run(self, state: rounds.SlotState) -> list[Effect]:
+        self.state, self.stage, self.waits_for = state, RUNNING, ""
+        self.pending.clear()
+        self._echoed.clear()
+        every = self._settings.snapshot_every_s
+        self.snapshot_at_s = self._now_s + every * (0.5 + 0.5 * (self.slot + 1) / self._manifest.slots)
+        self._last_snapshot_seq = state.seq
+        return [Report("running", self.slot, f"incarnation {state.incarnation} at update {state.seq}")]
+
+    def _dangling(self, partition: int, offset: int) -> list[Effect]:
+        """A start_version that is still missing at an end asked for afterwards will never be complete."""
+        if self.state is None or partition not in self._dangling_asked:
+            return []
+        chain = self._replica.chains[partition]
+        if chain.count >= self.state.start_version[partition]:
+            self._dangling_asked.discard(partition)
+            return []
+        if chain.offset < offset:
+            self._dangling_asked.discard(partition)
+            return []
+        return [Report("reset", self.slot, f"its start_version names updates that partition {partition} does not hold"),
+                *self.drop("dangling start_version", RESET)]
+
+    # ---- work -------------------------------------------------------------------------------------------------------
+    def tick(self, now_s: float) -> list[Effect]:
+        """Time passes."""
+        self._now_s = now_s
+        return self._try_claim() if self.stage == READING else []
+
+    def version(self) -> Version:
+        """The replica's version with the own entry raised over the own pending updates."""
+        assert self.state is not None
+        v = list(self._replica.version)
+        v[self.slot] = self.state.seq
+        return tuple(v)
+
+    def parameters(self) -> NDArray[np.int32]:
+        """The replica plus the own pending updates, int32 [P]: what the next round starts from."""
+        theta = self._replica.acc.copy()
+        for p in self.pending:
+            add_payload(self._manifest, theta, p.payload)
+        return theta
+
+    def work(self, snapshot_free: bool) -> list[Effect]:
+        """The next thing to do: a snapshot that is due, a closing update, or a round to train; [] while waiting."""
+        state = self.state
+        if self.stage != RUNNING or state is None or self.busy or state.closed:
+            return []
+        due = not self.assigned or (self.snapshot_at_s is not None and self._now_s >= self.snapshot_at_s)
+        if due and snapshot_free:
+            if self.pending:
+                self.waits_for = "its updates, for a snapshot"
+                return []
+            return self._snapshot(state)
+        if not self.assigned or len(self.pending) >= self._manifest.pending:
+            self.waits_for = "its updates to be acknowledged"
+            return []
+        version = self.version()
+        behind = [j for j, (a, b) in enumerate(zip(version, state.start_version, strict=True)) if a < b]
+        if behind:
+            self.waits_for = "updates that its last round contained"
+            ask = [j for j in behind if j not in self._dangling_asked]
+            self._dangling_asked.update(ask)
+            return [AskEnd(j) for j in ask]
+        return self._round(state, version)
+
+    def _round(self, state: rounds.SlotState, version: Version) -> list[Effect]:
+        spec = self._manifest.phases[state.phase]
+        patient = self._wanted_since_s is None or self._now_s - self._wanted_since_s < self._settings.linger_s
+        todo = plan.next_rows(self._manifest, state.phase, state.cursor, self.rows, self.ended, spec.tau * spec.batch,
+                              patient)
+        if isinstance(todo, plan.Wait):
+            self.waits_for = todo.why
+            if self._wanted_since_s is None:
+                self._wanted_since_s = self._now_s
+            return []
+        self._wanted_since_s = None
+        if isinstance(todo, plan.Close):
+            return self._publish_closing(state, version, todo.closing)
+        if not self._gate_open(state.phase):
+            self.waits_for = f"other slots to close phase {state.phase - 1}"
+            return []
+        self.waits_for = ""
+        return self._train(state, version, todo)
+
+    def _gate_open(self, phase: int) -> bool:
+        if not (phase and self._manifest.gate):
+            return True
+        there = sum(c.closed or c.phase >= phase or j == self.slot for j, c in enumerate(self._replica.chains[:-1]))
+        return there >= min(self._manifest.gate, self._manifest.slots)
+
+    def _train(self, state: rounds.SlotState, version: Version, rows: RowRange) -> list[Effect]:
+        job = rounds.begin(state, self.parameters(), version, rows)
+        if rounds.diverged(job.start):
+            return self._publish_closing(state, version, FAILED, "a parameter left the range of +-64: the run diverged; "
+                                         "lower the learning rate or slots * batch")
+        self.busy = True
+        return [Train(job)]
+
+    def trained(self, event: RoundTrained) -> list[Effect]:
+        """A round is trained: publish its update."""
+        if self.state is None or not self.busy or event.job.optimiser is not self.state.optimiser:
+            return []
+        self.busy = False
+        update = rounds.finish(self._manifest, self.state, event.job, event.metrics)
+        return self._publish(self.state, update, event.job.start_version)
+
+    def failed(self, reason: str) -> list[Effect]:
+        """Training cannot go on: close the slot as failed, so that nobody crashes on it in a loop."""
+        if self.state is None:
+            return []
+        self.busy = False
+        return self._publish_closing(self.state, self.version(), FAILED, reason)
+
+    def _publish_closing(self, state: rounds.SlotState, version: Version, kind: int, note: str = "") -> list[Effect]:
+        update = rounds.closing(self._manifest, state, self.parameters(), version, kind, Metrics(), note)
+        return self._publish(state, update, version)
+
+    def _publish(self, state: rounds.SlotState, update: Update, version: Version) -> list[Effect]:
+        payload = update.payload or ()
+        spill = None
+        if sum(len(p.data) for p in payload) > self._manifest.inline_bytes:
+            spill = self._wire.pack_payload(payload)
+            update = rounds.by_reference(update, spill[0])
+        raw = self._wire.encode(update)
+        rounds.sent(self._manifest, state, update, raw, version)
+        self.pending.append(Pending(raw, payload))
+        return [Publish(self.slot, raw, spill)]
+
+    # ---- snapshots and leaving --------------------------------------------------------------------------------------
+    def leave(self) -> list[Effect]:
+        """The slot shall move: finish what is sent, snapshot, release. Nothing to keep: release at once."""
+        self.assigned = False
+        if self.stage == RUNNING and self.state is not None and not self.state.closed:
+            return []
+        if self.stage == RUNNING:
+            return []
+        self.stage = CLOSED
+        return [Release(self.slot)]
+
+    def _snapshot(self, state: rounds.SlotState) -> list[Effect]:
+        """Only with nothing pending: everything the snapshot contains is in the log already."""
+        self.snapshot_at_s = self._now_s + self._settings.snapshot_every_s
+        effects: list[Effect] = []
+        if state.seq != self._last_snapshot_seq:
+            self._last_snapshot_seq = state.seq
+            kept = replace(state, residual=state.residual.copy(),
+                           optimiser={k: v.copy() for k, v in state.optimiser.items()})
+            effects.append(StoreSnapshot(Snapshot(self.slot, self._replica.acc.copy(), tuple(self._replica.chains), kept,
+                                                  self._replica.digest())))
+        if not self.assigned:
+            self.stage, self.state = CLOSED, None
+            effects.append(Release(self.slot))
+        return effects
