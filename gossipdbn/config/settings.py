@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def setting(default: Any, doc: str, **limits: Any) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _types(cls: type) -> dict[str, Any]:
+def _types(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
@@ -187,6 +187,7 @@ def read_table(
         return None
     before = len(problems)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    types_of: dict[str, Any] = _types(cast(Any, cls))
     values: dict[str, Any] = {}
     for key, value in table.items():
         dotted = f"{path}.{key}" if path else str(key)
@@ -196,13 +197,13 @@ def read_table(
             continue
         known = _known(field, extra or {})
         try:
-            values[key] = _value(_types(cls)[key], known, value, folder)
+            values[key] = _value(types_of[key], known, value, folder)
         except ValueError:
             found = "a hidden value" if known.secret else _shown(value)
-            problems.append(f"{dotted}: found {found}; allowed: {allowed_text(_types(cls)[key], known)}")
+            problems.append(f"{dotted}: found {found}; allowed: {allowed_text(types_of[key], known)}")
     missing = [n for n, f in fields.items() if n not in table and f.default is dataclasses.MISSING]
     for name in missing:
-        words = allowed_text(_types(cls)[name], _known(fields[name], extra or {}))
+        words = allowed_text(types_of[name], _known(fields[name], extra or {}))
         problems.append(f"{path}.{name}: missing; needed: {words}")
     return cls(**values) if len(problems) == before else None
 

@@ -1,0 +1,1 @@
+"""The protocol itself, sans I/O: events in, effects out, the same decisions for the same log."""

@@ -1,0 +1,1 @@
+"""Everything that runs inside Apache Spark: the feed, placement of workers, the ML API, scoring."""

@@ -1,0 +1,1 @@
+"""Bytes to values and back: envelope, messages, shards, snapshots; nothing here opens a socket."""

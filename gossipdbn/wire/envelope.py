@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from gossipdbn.errors import ConfigError, GossipDbnError, RemoteProtocolError
 
-__all__ = ["FORMAT", "HEADER_BYTES", "Keyring", "MAX_BODY_BYTES", "NO_KEYS", "Opened", "Unreadable", "open_", "seal"]
+__all__ = ["FORMAT", "HEADER_BYTES", "MAX_BODY_BYTES", "NO_KEYS", "Keyring", "Opened", "Unreadable", "open_", "seal"]
 
 Keyring = Mapping[int, bytes]
 """Key id (1 .. 2^32-1) -> secret of 16 to 64 bytes."""
