@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from gossipdbn.core.topics import TopicSpec as TopicSpec
+
 
 class Record(NamedTuple):
     """One record as a log holds it."""
@@ -18,15 +20,6 @@ class Record(NamedTuple):
     offset: int
     value: bytes
     timestamp_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class TopicSpec:
-    """A topic to create: its name, number of partitions and settings (Kafka's configuration keys)."""
-
-    name: str
-    partitions: int
-    config: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
