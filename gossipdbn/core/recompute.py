@@ -32,7 +32,7 @@ from gossipdbn.core.values import (
 )
 from gossipdbn.errors import LocalProtocolError, LogError, ReplayDivergence
 
-__all__ = ["Rows", "Source", "Recomputed", "Recomputation"]
+__all__ = ["Recomputation", "Recomputed", "Rows", "Source"]
 
 Rows = Callable[[RowRange], tuple[np.ndarray, "NDArray[np.int32] | None", int]]
 """Rows of the slot: (values, labels, total rows of the slot as counted by its end mark, 0 while unknown)."""
