@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import io
+import zlib
 from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from gossipdbn.errors import StoreError
+from gossipdbn.models.files import Model
+from gossipdbn.models.spec import ModelSpec, PhaseSpec, parameter_count
+from gossipdbn.report import images
+from gossipdbn.report.page import CurvePoint, LedgerSummary, RunReport, Turn, render, write_page
 from gossipdbn.report.status import RunView, SlotView, StatusDisplay, count, duration, remaining_s, render_line
+from gossipdbn.report.svg import ticks
 
 VIEW = RunView(
     run="mnist-7",
@@ -90,3 +100,115 @@ def test_live_display_draws_every_slot() -> None:
     assert "\x1b[" in text
     for part in ("mnist-7", "waits for rows", "layer 1", "done", "a line that stays", "45.0k rows/s"):
         assert part in text
+
+
+def _report(**change: object) -> RunReport:
+    rng = np.random.default_rng(0)
+    spec = ModelSpec(16, (8, 6), "grey", 3)
+    model = Model(spec, rng.integers(-(2**22), 2**22, parameter_count(spec), dtype=np.int32), classes=("a<b", "b", "c"))
+    curve = tuple(CurvePoint(q + s / 2, s, q, q // 200, 1 / (q + 1), 100) for s in range(2) for q in range(400))
+    facts: dict[str, object] = {
+        "run": "<script>alert(1)</script>",
+        "model": model,
+        "model_path": "runs/m.safetensors",
+        "phases": (PhaseSpec("cd"), PhaseSpec("backprop", optimizer="adam")),
+        "slots": 2,
+        "wall_seconds": (("feed", 2.0), ("training", 8.0)),
+        "updates": 800,
+        "bytes_per_update": 100.0,
+        "test_error": 0.0125,
+        "test_rows": 80,
+        "confusion": np.array([[9, 1, 0], [0, 5, 0], [0, 0, 7]]),
+        "image_shape": (4, 4),
+        "curve": curve,
+        "turns": (Turn(0, "w1", 1, 0.0, 9.0), Turn(1, "w2", 1, 0.0, 4.0), Turn(1, "w1", 2, 5.0, 9.0)),
+        "staleness": (0, 1, 1, 3, 60),
+        "ledger": LedgerSummary(True, 80_000, 80_000),
+        "digests": (("w1", "ab12"), ("w2", "ab12")),
+        "next_steps": (("Look & see", "gossipdbn show <run>"),),
+    }
+    return RunReport(**(facts | change))  # type: ignore[arg-type]
+
+
+class _Check(HTMLParser):
+    """Every element is closed; nothing is loaded from elsewhere; every image says what it shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        facts = dict(attrs)
+        assert all(not (v or "").startswith(("http", "//")) for v in facts.values())
+        if tag == "img":
+            assert facts["alt"] and (facts["src"] or "").startswith("data:image/png")
+        if tag == "svg":
+            assert facts["role"] == "img" and facts["aria-label"]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_safe_and_needs_nothing_else(tmp_path: Path) -> None:
+    write_page(tmp_path / "out" / "report.html", _report())
+    text = (tmp_path / "out" / "report.html").read_text()
+    check = _Check()
+    check.feed(text)
+    assert check.open == [] and "script" not in check.seen and check.seen.count("svg") == 4
+    for part in (
+        "1.25 %",
+        "equal",
+        "exact",
+        "10.00 %",
+        "a&lt;b",
+        "gossipdbn show &lt;run&gt;",
+        "16-8-6-3",
+        "fine-tuning",
+    ):
+        assert part in text
+    assert len(text) < 100_000
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["report.html"]
+
+
+def test_parts_without_facts_are_left_out() -> None:
+    spec = ModelSpec(4, (2,))
+    text = render(RunReport("bare", Model(spec, np.zeros(parameter_count(spec), np.int32))))
+    assert "<section>" not in text and "bare" in text
+    text = render(
+        _report(ledger=LedgerSummary(False, 10, 4, 6), digests=(("a", "1"), ("b", "2")), curve=(), staleness=())
+    )
+    for part in ("6 rows are outstanding", "Replicas differ", "differ"):
+        assert part in text
+
+
+def test_a_page_that_cannot_be_written_says_where(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="choose another folder"):
+        write_page(tmp_path / "file" / "x.html", _report())
+
+
+def test_pictures_are_what_they_should_be() -> None:
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    data = images.png(pixels)
+    assert data.startswith(b"\x89PNG")
+    at = data.index(b"IDAT")
+    size = int.from_bytes(data[at - 4 : at], "big")
+    raw = np.frombuffer(zlib.decompress(data[at + 4 : at + 4 + size]), np.uint8).reshape(2, 13)
+    np.testing.assert_array_equal(raw[:, 1:].reshape(2, 4, 3), pixels)
+    tiles = images.grid(np.full((3, 2, 2), 7, np.uint8), 2)
+    assert tiles.shape == (6, 6, 4) and tiles[0, 0].tolist() == [7, 7, 7, 255] and tiles[2, 2, 3] == 0
+    colours = images.diverging(np.array([[-1.0, 0.0, 1.0]]))
+    assert colours[0].tolist() == [[33, 102, 172], [247, 247, 247], [178, 24, 43]]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 0.037), (3, 88_000), (5, 5)])
+def test_ticks_are_round_and_inside(low: float, high: float) -> None:
+    seen = ticks(low, high)
+    assert seen and all(low - 1e-9 <= t <= high + 1e-9 for t in seen) and len(seen) <= 11
