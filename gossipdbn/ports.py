@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from gossipdbn.core.topics import TopicSpec as TopicSpec
+from gossipdbn.core.topics import TopicSpec as TopicSpec  # noqa: PLC0414 - part of this interface
 
 
 class Record(NamedTuple):
