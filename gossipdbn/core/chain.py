@@ -107,7 +107,9 @@ def payload_digest(manifest: Manifest, payload: Payload) -> int:
     return total & _MASK
 
 
-def judge(manifest: Manifest, chain: Chain, partition: int, decoded: Decoded, fetched: FetchedPayload = None) -> Verdict:
+def judge(
+    manifest: Manifest, chain: Chain, partition: int, decoded: Decoded, fetched: FetchedPayload = None
+) -> Verdict:
     """The verdict on the next record of a partition. Pure.
 
     ``fetched`` is the payload named by the record's reference, if the caller has it.
@@ -172,8 +174,14 @@ def _update_rows(manifest: Manifest, chain: Chain, m: Update) -> str:
     return f"epoch {epoch} is not of phase {chain.phase}" if bound is not None and epoch >= bound else ""
 
 
-def _judge_payload(manifest: Manifest, m: Update | Revocation, allowed: set[int], codec_id: int,
-                   fetched: FetchedPayload, version: Version | None) -> Verdict:
+def _judge_payload(
+    manifest: Manifest,
+    m: Update | Revocation,
+    allowed: set[int],
+    codec_id: int,
+    fetched: FetchedPayload,
+    version: Version | None,
+) -> Verdict:
     payload = m.payload if m.payload is not None else fetched
     if m.payload is not None and m.payload_ref is not None:
         return Void("both an inline payload and a reference", m)
@@ -191,7 +199,9 @@ def _judge_payload(manifest: Manifest, m: Update | Revocation, allowed: set[int]
     return Accepted(m, version) if digest == m.digest else Void("payload does not have the stated digest", m)
 
 
-def _judge_revocation(manifest: Manifest, chain: Chain, partition: int, m: Revocation, fetched: FetchedPayload) -> Verdict:
+def _judge_revocation(
+    manifest: Manifest, chain: Chain, partition: int, m: Revocation, fetched: FetchedPayload
+) -> Verdict:
     if partition != manifest.slots:
         return Void("operator's record in a slot's partition", m)
     if m.number != chain.count:
@@ -212,18 +222,38 @@ def fold(manifest: Manifest, chain: Chain, raw: bytes, verdict: Accepted | Void)
     if isinstance(m, Claim):
         reset = m.mode == RESET
         floor = (0,) * (manifest.slots + 1) if reset else chain.start_version
-        return replace(chain, offset=nxt, tip=tip, incarnation=m.incarnation, worker=m.worker, key_id=m.key_id,
-                       numerics=m.numerics, start_version=floor, resets=chain.resets + reset)
+        return replace(
+            chain,
+            offset=nxt,
+            tip=tip,
+            incarnation=m.incarnation,
+            worker=m.worker,
+            key_id=m.key_id,
+            numerics=m.numerics,
+            start_version=floor,
+            resets=chain.resets + reset,
+        )
     if isinstance(m, Revocation):
-        return replace(chain, offset=nxt, tip=tip, count=chain.count + 1,
-                       revoked=(*chain.revoked, (m.slot, m.first_seq, m.last_seq)))
+        return replace(
+            chain,
+            offset=nxt,
+            tip=tip,
+            count=chain.count + 1,
+            revoked=(*chain.revoked, (m.slot, m.first_seq, m.last_seq)),
+        )
     assert verdict.start_version is not None
     return replace(
-        chain, offset=nxt, tip=tip, count=chain.count + 1, start_version=verdict.start_version,
+        chain,
+        offset=nxt,
+        tip=tip,
+        count=chain.count + 1,
+        start_version=verdict.start_version,
         cursor=(m.rows.epoch, m.rows.first + m.rows.count),
         step=chain.step + plan.minibatches(manifest, m.phase, m.rows.count),
         phase=chain.phase + (m.closing == CLOSES_PHASE),
-        closed=m.closing in (DONE, FAILED), failed=(m.note or "failed") if m.closing == FAILED else "")
+        closed=m.closing in (DONE, FAILED),
+        failed=(m.note or "failed") if m.closing == FAILED else "",
+    )
 
 
 PayloadFetcher = Callable[[PayloadRef], FetchedPayload]

@@ -133,8 +133,20 @@ class Tick:
     now_s: float
 
 
-Event = (Logged | Assigned | Unassigned | EndOffset | RowsArrived | RoundTrained | RoundFailed | Recovered
-         | SnapshotStored | SendFailed | StopAsked | Tick)
+Event = (
+    Logged
+    | Assigned
+    | Unassigned
+    | EndOffset
+    | RowsArrived
+    | RoundTrained
+    | RoundFailed
+    | Recovered
+    | SnapshotStored
+    | SendFailed
+    | StopAsked
+    | Tick
+)
 
 
 # ---- effects ------------------------------------------------------------------------------------------------------
@@ -212,6 +224,13 @@ class RenewWriter:
 
 
 @dataclass(frozen=True, slots=True)
+class FollowRows:
+    """The slot runs: read its partition of the shards topic and report RowsArrived as rows come."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """The slot is no longer hosted here: forget its rows."""
 
@@ -228,12 +247,40 @@ class Report:
     update: Update | None = field(default=None, compare=False)
 
 
-Effect = (Train | Publish | AskEnd | Hold | Recover | StoreSnapshot | Announce | RenewWriter | Release | Report)
+Effect = (
+    Train | Publish | AskEnd | Hold | Recover | FollowRows | StoreSnapshot | Announce | RenewWriter | Release | Report
+)
 
 
 __all__ = [
-    "Announce", "AskEnd", "Assigned", "Dice", "Effect", "EndOffset", "Event", "Hold", "Logged", "Manifest", "Publish",
-    "Recover", "Recovered", "Release", "RenewWriter", "Report", "RoundFailed", "RoundTrained", "RowsArrived",
-    "SendFailed", "Snapshot", "SnapshotStored", "StopAsked", "StoreSnapshot", "Tick", "Train", "Unassigned", "Version",
+    "Announce",
+    "AskEnd",
+    "Assigned",
+    "Dice",
+    "Effect",
+    "EndOffset",
+    "Event",
+    "FollowRows",
+    "Hold",
+    "Logged",
+    "Manifest",
+    "Publish",
+    "Recover",
+    "Recovered",
+    "Release",
+    "RenewWriter",
+    "Report",
+    "RoundFailed",
+    "RoundTrained",
+    "RowsArrived",
+    "SendFailed",
+    "Snapshot",
+    "SnapshotStored",
+    "StopAsked",
+    "StoreSnapshot",
+    "Tick",
+    "Train",
+    "Unassigned",
+    "Version",
     "Wire",
 ]

@@ -29,7 +29,7 @@ from gossipdbn.core.events import (
     Wire,
 )
 from gossipdbn.core.replica import Replica
-from gossipdbn.core.slot import CLOSED, CLAIMING, RECOVERING, RUNNING, Settings, Slot
+from gossipdbn.core.slot import CLAIMING, CLOSED, RECOVERING, RUNNING, Settings, Slot
 from gossipdbn.core.values import Undecided, Void
 from gossipdbn.errors import LocalProtocolError
 
@@ -96,8 +96,9 @@ class Host:
     def work(self) -> list[Effect]:
         """Effects of the hosted slot that is furthest behind in the plan and can do something; at most one Train."""
         running = [s for s in self.slots.values() if s.stage == RUNNING and s.state is not None]
-        running.sort(key=lambda s: (plan.progress(self.replica.manifest, s.state.phase, s.state.cursor), s.slot)  # type: ignore[union-attr]
-                     )
+        running.sort(
+            key=lambda s: (plan.progress(s.state.phase, s.state.cursor), s.slot)  # type: ignore[union-attr]
+        )
         for slot in running:
             effects = self._swept(slot.work(self._snapshots_under_way == 0))
             if effects:
@@ -122,8 +123,13 @@ class Host:
     def _mismatches(self) -> list[Effect]:
         effects: list[Effect] = []
         for m in self.replica.mismatches:
-            effects.append(Report("mismatch", m.slot, f"update {m.seq} was trained from digest {m.stated:016x}, the log "
-                                  f"gives {m.expected:016x}"))
+            effects.append(
+                Report(
+                    "mismatch",
+                    m.slot,
+                    f"update {m.seq} was trained from digest {m.stated:016x}, the log gives {m.expected:016x}",
+                )
+            )
             if m.slot in self.slots and self.slots[m.slot].stage == RUNNING:
                 effects += self._of(m.slot, lambda s: s.drop("its replica differs from the log"))
         self.replica.mismatches.clear()
@@ -166,4 +172,3 @@ class Host:
         for s in [s for s in self.slots.values() if s.stage == CLOSED]:
             del self.slots[s.slot]
         return effects
-

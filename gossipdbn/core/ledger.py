@@ -86,13 +86,25 @@ class Ledger:
             elif planned is not None:
                 passes = 1 + sum(p.epochs or 0 for p in self.manifest.phases) if epochs is None else epochs
                 planned += rows * passes
-            if rows is not None and epochs is not None and self.closed[slot] == DONE and self.trained(slot) != rows * epochs:
+            if (
+                rows is not None
+                and epochs is not None
+                and self.closed[slot] == DONE
+                and self.trained(slot) != rows * epochs
+            ):
                 problems.append(f"slot {slot} is done after {self.trained(slot)} of {rows * epochs} rows")
         trained = sum(self.trained(s) for s in range(self.manifest.slots))
         revoked = sum(e.count for s, a, b in self.revoked for e in self.entries[s] if a <= e.seq <= b)
         outstanding = None if planned is None else planned - trained
-        return Summary(not problems and (outstanding is None or outstanding >= 0), planned, trained, outstanding, revoked,
-                       self.updates, tuple(problems))
+        return Summary(
+            not problems and (outstanding is None or outstanding >= 0),
+            planned,
+            trained,
+            outstanding,
+            revoked,
+            self.updates,
+            tuple(problems),
+        )
 
     def _slot_problems(self, slot: int, entries: list[Entry], rows: int | None) -> list[str]:
         problems, epoch, nxt = [], 0, 0

@@ -48,8 +48,9 @@ def minibatches(manifest: Manifest, phase: int, rows: int) -> int:
     return -(-rows // manifest.phases[phase].batch)
 
 
-def next_rows(manifest: Manifest, phase: int, cursor: Cursor, known: int, ended: bool, round_rows: int,
-              patient: bool = True) -> RowRange | Close | Wait:
+def next_rows(
+    manifest: Manifest, phase: int, cursor: Cursor, known: int, ended: bool, round_rows: int, patient: bool = True
+) -> RowRange | Close | Wait:
     """What a slot does next.
 
     Parameters
@@ -92,6 +93,6 @@ def learning_rates(manifest: Manifest, phase: int, rows: RowRange, total: int) -
     return (spec.lr + (spec.lr_final - spec.lr) * done).astype(np.float32)
 
 
-def progress(manifest: Manifest, phase: int, cursor: Cursor) -> tuple[int, int, int]:
+def progress(phase: int, cursor: Cursor) -> tuple[int, int, int]:
     """A key that orders slots by how far they are in the plan: the smallest is furthest behind."""
     return (phase, *cursor)

@@ -68,8 +68,9 @@ class Recomputed:
 class Recomputation:
     """Follows one slot through the log from a starting point (its state and the scratch replica that belongs to it)."""
 
-    def __init__(self, manifest: Manifest, slot: int, scratch: Replica, state: rounds.SlotState, wire: Wire,
-                 source: Source) -> None:
+    def __init__(
+        self, manifest: Manifest, slot: int, scratch: Replica, state: rounds.SlotState, wire: Wire, source: Source
+    ) -> None:
         self.manifest, self.slot, self.scratch, self.state = manifest, slot, scratch, state
         self._wire, self._source = wire, source
 
@@ -88,7 +89,11 @@ class Recomputation:
                     raise LogError(f"updates partition {self.slot} ends at offset {offset}, needed {until}")
                 return
             verdict, payload = self._verdict(self.slot, raw)
-            if isinstance(verdict, Accepted) and isinstance(verdict.message, Update) and verdict.start_version is not None:
+            if (
+                isinstance(verdict, Accepted)
+                and isinstance(verdict.message, Update)
+                and verdict.start_version is not None
+            ):
                 yield self._again(verdict.message, offset, raw, verdict.start_version, payload)
             self.scratch.read(self.slot, offset, raw, payload)
             if isinstance(verdict, Accepted) and isinstance(verdict.message, Claim):
@@ -121,8 +126,10 @@ class Recomputation:
                 offset = self.scratch.chains[p].offset
                 raw = self._source.record(p, offset)
                 if raw is None:
-                    raise LogError(f"updates partition {p} holds {self.scratch.chains[p].count} updates, an update of slot "
-                                   f"{self.slot} names {n}")
+                    raise LogError(
+                        f"updates partition {p} holds {self.scratch.chains[p].count} updates, an update of slot "
+                        f"{self.slot} names {n}"
+                    )
                 _, payload = self._verdict(p, raw)
                 self.scratch.read(p, offset, raw, payload)
             if self.scratch.chains[p].count > n:
@@ -136,8 +143,9 @@ class Recomputation:
             self._source.train(self.manifest, job, values, labels, total)
             update = rounds.finish(self.manifest, self.state, job, logged.metrics)
         else:
-            update = rounds.closing(self.manifest, self.state, self.scratch.acc, version, logged.closing, logged.metrics,
-                                    logged.note)
+            update = rounds.closing(
+                self.manifest, self.state, self.scratch.acc, version, logged.closing, logged.metrics, logged.note
+            )
         compared = update
         if logged.payload_ref is not None:
             compared = rounds.by_reference(update, self._wire.pack_payload(update.payload or ())[0])
@@ -153,6 +161,9 @@ def require_same(r: Recomputed) -> None:
     for name in ("start_digest", "step", "digest"):
         a, b = getattr(r.logged, name), getattr(r.update, name)
         if a != b:
-            raise ReplayDivergence(f"slot {r.logged.slot} update {r.logged.seq} (offset {r.offset}): logged {name} {a}, "
-                                   f"recomputed {b}")
-    raise ReplayDivergence(f"slot {r.logged.slot} update {r.logged.seq} (offset {r.offset}) differs from its recomputation")
+            raise ReplayDivergence(
+                f"slot {r.logged.slot} update {r.logged.seq} (offset {r.offset}): logged {name} {a}, recomputed {b}"
+            )
+    raise ReplayDivergence(
+        f"slot {r.logged.slot} update {r.logged.seq} (offset {r.offset}) differs from its recomputation"
+    )

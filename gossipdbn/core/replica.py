@@ -53,8 +53,13 @@ class Replica:
     decode : wire decoder, bytes to message.
     """
 
-    def __init__(self, manifest: Manifest, decode: Callable[[bytes], Decoded], parameters: NDArray[np.int32],
-                 at: Sequence[chains.Chain] | None = None) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        decode: Callable[[bytes], Decoded],
+        parameters: NDArray[np.int32],
+        at: Sequence[chains.Chain] | None = None,
+    ) -> None:
         self.manifest = manifest
         self.acc: NDArray[np.int32] = parameters.astype(np.int32, copy=True)
         self.chains: list[chains.Chain] = list(at or [chains.genesis(manifest.slots)] * (manifest.slots + 1))

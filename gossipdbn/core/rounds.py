@@ -22,6 +22,7 @@ from gossipdbn.core.chain import EXACT, Chain, payload_digest, tip_after
 from gossipdbn.core.values import (
     CLOSES_PHASE,
     FAILED,
+    NO_METRICS,
     OPEN,
     Manifest,
     Metrics,
@@ -36,9 +37,28 @@ from gossipdbn.kernels import codec
 from gossipdbn.models import learners
 from gossipdbn.models.spec import layout, parameter_count, phase_tensors, share_divisor
 
-__all__ = ["RoundJob", "SlotState", "begin", "closing", "finish", "fresh_state", "initial_parameters", "run"]
+__all__ = [
+    "RoundJob",
+    "ShardPosition",
+    "SlotState",
+    "begin",
+    "closing",
+    "finish",
+    "fresh_state",
+    "initial_parameters",
+    "run",
+]
 
 DIVERGED_AT = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPosition:
+    """Where a snapshot's owner reads its shards on: ``offset`` holds ``row``; ``sequence`` is the state."""
+
+    offset: int
+    row: int
+    sequence: bytes
 
 
 @dataclass(slots=True)
@@ -61,6 +81,7 @@ class SlotState:
     start_version: Version
     incarnation: int
     closed: bool = False
+    shards: ShardPosition | None = None
 
 
 @dataclass(slots=True)
@@ -91,27 +112,42 @@ def initial_parameters(manifest: Manifest) -> NDArray[np.int32]:
 def fresh_state(manifest: Manifest, slot: int, chain: Chain) -> SlotState:
     """The state of a slot that begins, or that was reset, where its chain stands: empty residual and optimiser."""
     return SlotState(
-        slot=slot, residual=np.zeros(parameter_count(manifest.spec), np.int32),
+        slot=slot,
+        residual=np.zeros(parameter_count(manifest.spec), np.int32),
         optimiser={} if chain.closed else learners.new_state(manifest.spec, manifest.phases[chain.phase]),
-        seq=chain.count, step=chain.step, cursor=chain.cursor, phase=chain.phase, tip=chain.tip,
-        start_version=chain.start_version, incarnation=chain.incarnation, closed=chain.closed)
+        seq=chain.count,
+        step=chain.step,
+        cursor=chain.cursor,
+        phase=chain.phase,
+        tip=chain.tip,
+        start_version=chain.start_version,
+        incarnation=chain.incarnation,
+        closed=chain.closed,
+    )
 
 
 def begin(state: SlotState, start: NDArray[np.int32], version: Version, rows: RowRange) -> RoundJob:
     """Fix a round's inputs. ``start`` int32 [P]: the replica plus the slot's own pending updates, at ``version``."""
-    return RoundJob(state.slot, state.phase, rows, state.step, version, codec.digest(start), start, start.copy(),
-                    state.optimiser)
+    return RoundJob(
+        state.slot, state.phase, rows, state.step, version, codec.digest(start), start, start.copy(), state.optimiser
+    )
 
 
-def run(manifest: Manifest, job: RoundJob, values: np.ndarray, labels: NDArray[np.int32] | None,
-        total_rows: int) -> learners.RoundStats:
+def run(
+    manifest: Manifest, job: RoundJob, values: np.ndarray, labels: NDArray[np.int32] | None, total_rows: int
+) -> learners.RoundStats:
     """Train the round on its rows; changes ``job.parameters`` and ``job.optimiser`` in place. Pure otherwise."""
     context = learners.RoundContext(
-        run_key=manifest.run_key, slot=job.slot, step=job.step, slots=manifest.slots,
+        run_key=manifest.run_key,
+        slot=job.slot,
+        step=job.step,
+        slots=manifest.slots,
         visible_mean=_mean(manifest.visible_mean),
-        learning_rates=plan.learning_rates(manifest, job.phase, job.rows, total_rows))
-    return learners.train_round(manifest.spec, manifest.phases[job.phase], job.parameters, job.optimiser, values, labels,
-                                context)
+        learning_rates=plan.learning_rates(manifest, job.phase, job.rows, total_rows),
+    )
+    return learners.train_round(
+        manifest.spec, manifest.phases[job.phase], job.parameters, job.optimiser, values, labels, context
+    )
 
 
 Trainer = Callable[[Manifest, RoundJob, np.ndarray, "NDArray[np.int32] | None", int], learners.RoundStats]
@@ -121,16 +157,37 @@ def _advance(state: SlotState, version: Version) -> tuple[int, ...]:
     return tuple(b - a for a, b in zip(state.start_version, version, strict=True))
 
 
-def _update(manifest: Manifest, state: SlotState, version: Version, start_digest: int, rows: RowRange, closing_kind: int,
-            payload: Payload, metrics: Metrics, note: str) -> Update:
+def _update(
+    manifest: Manifest,
+    state: SlotState,
+    version: Version,
+    start_digest: int,
+    rows: RowRange,
+    closing_kind: int,
+    payload: Payload,
+    metrics: Metrics,
+    note: str,
+) -> Update:
     return Update(
-        run=manifest.run, slot=state.slot, incarnation=state.incarnation, seq=state.seq, prev=state.tip,
-        phase=state.phase, closing=closing_kind, advance=_advance(state, version), start_digest=start_digest,
-        rows=rows, step=state.step, digest=payload_digest(manifest, payload), payload=payload, metrics=metrics,
-        note=note[:500])
+        run=manifest.run,
+        slot=state.slot,
+        incarnation=state.incarnation,
+        seq=state.seq,
+        prev=state.tip,
+        phase=state.phase,
+        closing=closing_kind,
+        advance=_advance(state, version),
+        start_digest=start_digest,
+        rows=rows,
+        step=state.step,
+        digest=payload_digest(manifest, payload),
+        payload=payload,
+        metrics=metrics,
+        note=note[:500],
+    )
 
 
-def finish(manifest: Manifest, state: SlotState, job: RoundJob, metrics: Metrics = Metrics()) -> Update:
+def finish(manifest: Manifest, state: SlotState, job: RoundJob, metrics: Metrics = NO_METRICS) -> Update:
     """The update of a trained round. Moves the residual; ``sent`` moves the rest of the state."""
     spec, phase = manifest.spec, manifest.phases[job.phase]
     parts: list[TensorDelta] = []
@@ -143,8 +200,15 @@ def finish(manifest: Manifest, state: SlotState, job: RoundJob, metrics: Metrics
     return _update(manifest, state, job.start_version, job.start_digest, job.rows, OPEN, tuple(parts), metrics, "")
 
 
-def closing(manifest: Manifest, state: SlotState, start: NDArray[np.int32], version: Version, kind: int,
-            metrics: Metrics = Metrics(), note: str = "") -> Update:
+def closing(
+    manifest: Manifest,
+    state: SlotState,
+    start: NDArray[np.int32],
+    version: Version,
+    kind: int,
+    metrics: Metrics = NO_METRICS,
+    note: str = "",
+) -> Update:
     """A closing update: no rows, the whole residual by the exact codec; the optimiser is cleared by ``sent``."""
     parts: list[TensorDelta] = []
     if kind != FAILED:

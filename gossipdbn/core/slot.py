@@ -23,6 +23,7 @@ from gossipdbn.core.events import (
     AskEnd,
     Dice,
     Effect,
+    FollowRows,
     Publish,
     Recover,
     Recovered,
@@ -143,8 +144,15 @@ class Slot:
             return self._close()
         if self._end is None or chain.offset < self._end or self._now_s < self._claim_after_s:
             return []
-        claim = Claim(self._manifest.run, self.slot, chain.incarnation + 1, self._settings.worker, self._mode,
-                      self._settings.key_id, self._settings.numerics)
+        claim = Claim(
+            self._manifest.run,
+            self.slot,
+            chain.incarnation + 1,
+            self._settings.worker,
+            self._mode,
+            self._settings.key_id,
+            self._settings.numerics,
+        )
         self._claim = self._wire.encode(claim)
         self.stage, self.waits_for = CLAIMING, "its claim"
         return [Publish(self.slot, self._claim)]
@@ -204,7 +212,11 @@ class Slot:
         every = self._settings.snapshot_every_s
         self.snapshot_at_s = self._now_s + every * (0.5 + 0.5 * (self.slot + 1) / self._manifest.slots)
         self._last_snapshot_seq = state.seq
-        return [Report("running", self.slot, f"incarnation {state.incarnation} at update {state.seq}")]
+        self.rows, self.ended = 0, False
+        return [
+            FollowRows(self.slot),
+            Report("running", self.slot, f"incarnation {state.incarnation} at update {state.seq}"),
+        ]
 
     def _dangling(self, partition: int, offset: int) -> list[Effect]:
         """A start_version that is still missing at an end asked for afterwards will never be complete."""
@@ -217,8 +229,10 @@ class Slot:
         if chain.offset < offset:
             self._dangling_asked.discard(partition)
             return []
-        return [Report("reset", self.slot, f"its start_version names updates that partition {partition} does not hold"),
-                *self.drop("dangling start_version", RESET)]
+        return [
+            Report("reset", self.slot, f"its start_version names updates that partition {partition} does not hold"),
+            *self.drop("dangling start_version", RESET),
+        ]
 
     # ---- work -------------------------------------------------------------------------------------------------------
     def tick(self, now_s: float) -> list[Effect]:
@@ -266,8 +280,9 @@ class Slot:
     def _round(self, state: rounds.SlotState, version: Version) -> list[Effect]:
         spec = self._manifest.phases[state.phase]
         patient = self._wanted_since_s is None or self._now_s - self._wanted_since_s < self._settings.linger_s
-        todo = plan.next_rows(self._manifest, state.phase, state.cursor, self.rows, self.ended, spec.tau * spec.batch,
-                              patient)
+        todo = plan.next_rows(
+            self._manifest, state.phase, state.cursor, self.rows, self.ended, spec.tau * spec.batch, patient
+        )
         if isinstance(todo, plan.Wait):
             self.waits_for = todo.why
             if self._wanted_since_s is None:
@@ -291,8 +306,12 @@ class Slot:
     def _train(self, state: rounds.SlotState, version: Version, rows: RowRange) -> list[Effect]:
         job = rounds.begin(state, self.parameters(), version, rows)
         if rounds.diverged(job.start):
-            return self._publish_closing(state, version, FAILED, "a parameter left the range of +-64: the run diverged; "
-                                         "lower the learning rate or slots * batch")
+            return self._publish_closing(
+                state,
+                version,
+                FAILED,
+                "a parameter left the range of +-64: the run diverged; lower the learning rate or slots * batch",
+            )
         self.busy = True
         return [Train(job)]
 
@@ -343,10 +362,16 @@ class Slot:
         effects: list[Effect] = []
         if state.seq != self._last_snapshot_seq:
             self._last_snapshot_seq = state.seq
-            kept = replace(state, residual=state.residual.copy(),
-                           optimiser={k: v.copy() for k, v in state.optimiser.items()})
-            effects.append(StoreSnapshot(Snapshot(self.slot, self._replica.acc.copy(), tuple(self._replica.chains), kept,
-                                                  self._replica.digest())))
+            kept = replace(
+                state, residual=state.residual.copy(), optimiser={k: v.copy() for k, v in state.optimiser.items()}
+            )
+            effects.append(
+                StoreSnapshot(
+                    Snapshot(
+                        self.slot, self._replica.acc.copy(), tuple(self._replica.chains), kept, self._replica.digest()
+                    )
+                )
+            )
         if not self.assigned:
             self.stage, self.state = CLOSED, None
             effects.append(Release(self.slot))

@@ -201,6 +201,8 @@ class WorkerState(Struct, frozen=True, array_like=True, tag=20):
     what: Text
 
 
+NO_METRICS = Metrics()
+
 Message = Claim | Update | Revocation
 ControlMessage = ManifestRecord | SnapshotAnnounced | StopRequested | Resumed | WorkerState
 

@@ -72,7 +72,11 @@ def layout(spec: ModelSpec) -> tuple[Tensor, ...]:
     shapes: list[tuple[str, tuple[int, ...]]] = []
     below = spec.visible
     for i, h in enumerate(spec.hidden):
-        shapes += [(f"layer{i}.weights", (below, h)), (f"layer{i}.visible_bias", (below,)), (f"layer{i}.hidden_bias", (h,))]
+        shapes += [
+            (f"layer{i}.weights", (below, h)),
+            (f"layer{i}.visible_bias", (below,)),
+            (f"layer{i}.hidden_bias", (h,)),
+        ]
         below = h
     if spec.classes:
         shapes += [("head.weights", (below, spec.classes)), ("head.bias", (spec.classes,))]

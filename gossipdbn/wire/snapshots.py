@@ -18,7 +18,7 @@ from safetensors.numpy import load, save
 
 from gossipdbn.core.chain import Chain
 from gossipdbn.core.events import Snapshot
-from gossipdbn.core.rounds import SlotState
+from gossipdbn.core.rounds import ShardPosition, SlotState
 from gossipdbn.core.values import Manifest, SnapshotAnnounced
 from gossipdbn.errors import SnapshotCorrupt, SnapshotIncompatible
 from gossipdbn.models.spec import parameter_count
@@ -39,6 +39,7 @@ class _Counters(msgspec.Struct, frozen=True):
     start_version: tuple[int, ...]
     incarnation: int
     closed: bool
+    shards: ShardPosition | None = None
 
 
 class _Meta(msgspec.Struct, frozen=True):
@@ -53,8 +54,14 @@ class _Meta(msgspec.Struct, frozen=True):
 def encode_snapshot(manifest: Manifest, snapshot: Snapshot) -> bytes:
     """The snapshot's bytes; equal snapshots give equal bytes."""
     s = snapshot.state
-    meta = _Meta(SNAPSHOT_FORMAT, manifest.numerics, manifest.run, snapshot.digest, snapshot.chains,
-                 _Counters(s.slot, s.seq, s.step, s.cursor, s.phase, s.tip, s.start_version, s.incarnation, s.closed))
+    meta = _Meta(
+        SNAPSHOT_FORMAT,
+        manifest.numerics,
+        manifest.run,
+        snapshot.digest,
+        snapshot.chains,
+        _Counters(s.slot, s.seq, s.step, s.cursor, s.phase, s.tip, s.start_version, s.incarnation, s.closed, s.shards),
+    )
     tensors = {"parameters": snapshot.parameters, "residual": s.residual}
     tensors |= {f"optimiser.{name}": np.ascontiguousarray(a) for name, a in sorted(s.optimiser.items())}
     return save(tensors, metadata={"gossipdbn": msgspec.json.encode(meta).decode()})
@@ -64,8 +71,16 @@ def announce(manifest: Manifest, snapshot: Snapshot, data: bytes) -> SnapshotAnn
     """The control record that makes the snapshot known; its name contains its content's hash."""
     sha = hashlib.sha256(data).digest()
     name = f"snapshots/{manifest.run}/slot{snapshot.slot:04d}-{snapshot.state.seq:010d}-{sha.hex()[:32]}.safetensors"
-    return SnapshotAnnounced(manifest.run, snapshot.slot, snapshot.state.seq, name, len(data), sha,
-                             tuple(c.count for c in snapshot.chains), snapshot.digest)
+    return SnapshotAnnounced(
+        manifest.run,
+        snapshot.slot,
+        snapshot.state.seq,
+        name,
+        len(data),
+        sha,
+        tuple(c.count for c in snapshot.chains),
+        snapshot.digest,
+    )
 
 
 def max_bytes(manifest: Manifest) -> int:
@@ -103,9 +118,15 @@ def decode_snapshot(manifest: Manifest, data: bytes, sha256: bytes) -> Snapshot:
     try:
         raw = str(metadata["gossipdbn"]).encode()
         fmt = msgspec.json.decode(raw, type=dict[str, object])
-        if fmt.get("format") != SNAPSHOT_FORMAT or fmt.get("numerics") != manifest.numerics or fmt.get("run") != manifest.run:
-            raise SnapshotIncompatible(f"snapshot of run {fmt.get('run')}, format {fmt.get('format')}, numerics "
-                                       f"{fmt.get('numerics')}; needed {manifest.run}, {SNAPSHOT_FORMAT}, {manifest.numerics}")
+        if (
+            fmt.get("format") != SNAPSHOT_FORMAT
+            or fmt.get("numerics") != manifest.numerics
+            or fmt.get("run") != manifest.run
+        ):
+            raise SnapshotIncompatible(
+                f"snapshot of run {fmt.get('run')}, format {fmt.get('format')}, numerics "
+                f"{fmt.get('numerics')}; needed {manifest.run}, {SNAPSHOT_FORMAT}, {manifest.numerics}"
+            )
         meta = msgspec.json.decode(raw, type=_Meta)
         tensors = load(data)
     except (KeyError, msgspec.MsgspecError, SafetensorError, UnicodeError) as e:
@@ -118,6 +139,18 @@ def decode_snapshot(manifest: Manifest, data: bytes, sha256: bytes) -> Snapshot:
         raise SnapshotCorrupt("snapshot has the wrong number of chains")
     c = meta.state
     optimiser = {k.removeprefix("optimiser."): v.copy() for k, v in tensors.items() if k.startswith("optimiser.")}
-    state = SlotState(c.slot, tensors["residual"].copy(), optimiser, c.seq, c.step, c.cursor, c.phase, c.tip,
-                      c.start_version, c.incarnation, c.closed)
+    state = SlotState(
+        c.slot,
+        tensors["residual"].copy(),
+        optimiser,
+        c.seq,
+        c.step,
+        c.cursor,
+        c.phase,
+        c.tip,
+        c.start_version,
+        c.incarnation,
+        c.closed,
+        c.shards,
+    )
     return Snapshot(c.slot, tensors["parameters"].copy(), meta.chains, state, meta.digest)

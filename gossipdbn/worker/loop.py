@@ -1,0 +1,427 @@
+"""A worker: poll the log, step the core, perform its effects. One thread trains; one more writes snapshots."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import random
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from gossipdbn.core import events as ev
+from gossipdbn.core import rounds
+from gossipdbn.core.host import Host
+from gossipdbn.core.replica import Replica
+from gossipdbn.core.slot import Settings
+from gossipdbn.core.topics import run_names
+from gossipdbn.core.values import Metrics, SnapshotAnnounced, WorkerState
+from gossipdbn.errors import DataError, GossipDbnError, LogError, SnapshotError, StoreError
+from gossipdbn.ports import Clock, Log, Record, SlotAssigned, SnapshotStore
+from gossipdbn.wire import envelope
+from gossipdbn.wire.messages import RunWire, payload_name
+from gossipdbn.wire.snapshots import announce, encode_snapshot
+from gossipdbn.worker.control import Control
+from gossipdbn.worker.recover import Recovery, fetch_payload, fetch_snapshot
+from gossipdbn.worker.rows import RowStore
+
+__all__ = ["Worker", "WorkerOptions", "WorkerResult"]
+
+logger = logging.getLogger("gossipdbn.worker")
+STOP_DEADLINE_S = 20.0
+RETRY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """How a worker behaves; nothing here changes what an update is.
+
+    ``name``: unique among live workers. ``snapshot_every_s``: per slot; ``keep``: how many are kept.
+    ``memory_bytes``: packed rows in memory, per slot. ``idle_exit_s``: leave when nothing is hosted for so long; 0 never.
+    """
+
+    name: str
+    prefix: str = ""
+    key_id: int = 0
+    snapshot_every_s: float = 5.0
+    keep: int = 2
+    linger_s: float = 0.5
+    memory_bytes: int = 1 << 30
+    idle_exit_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerResult:
+    """How a worker ended: ``finished`` (all slots closed) or stopped, what it holds, what it did."""
+
+    name: str
+    finished: bool
+    version: tuple[int, ...]
+    digest: int
+    rounds: int
+    rows: int
+    train_s: float
+    failed: str
+
+
+class Worker:
+    """Hosts the slots that the group gives it, until the run is finished or it is asked to stop."""
+
+    def __init__(
+        self,
+        log: Log,
+        store: SnapshotStore,
+        control: Control,
+        options: WorkerOptions,
+        clock: Clock,
+        keys: envelope.Keyring = envelope.NO_KEYS,
+        train: rounds.Trainer = rounds.run,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        if control.manifest is None:
+            raise LogError(f"run {control.run} has no manifest")
+        self.manifest, self.control, self.options = control.manifest, control, options
+        self.topics = run_names(control.run, options.prefix)
+        self._log, self._store, self._clock, self._keys, self._train = log, store, clock, keys, train
+        self._should_stop = should_stop
+        self._wire = RunWire(options.key_id, keys)
+        settings = Settings(
+            worker=options.name,
+            key_id=options.key_id,
+            numerics=self.manifest.numerics,
+            linger_s=options.linger_s,
+            snapshot_every_s=options.snapshot_every_s,
+        )
+        self.host = Host(self._newest_replica(), self._wire, settings, random.Random(options.name).random)  # noqa: S311 - spreads claims
+        self.rows: dict[int, RowStore] = {}
+        self.rounds = self.rows_trained = 0
+        self.train_s = self._merge_s = 0.0
+        self._stopping_since: float | None = None
+        self._recoveries: dict[int, Recovery] = {}
+        self._asks: deque[int] = deque()
+        self._holds: dict[int, ev.Hold] = {}
+        self._retry_at_s = 0.0
+        self._idle_since_s: float | None = None
+        self._stored: deque[tuple[ev.StoreSnapshot, Future[SnapshotAnnounced]]] = deque()
+
+    # ---- running ----------------------------------------------------------------------------------------------------
+    def run(self) -> WorkerResult:
+        """Work until the run is finished, or a stop is carried out."""
+        with contextlib.ExitStack() as stack:
+            self._pool = stack.enter_context(ThreadPoolExecutor(1, "snapshots"))
+            self._reader = stack.enter_context(contextlib.closing(self._log.reader()))
+            self._writer = self._log.writer()
+            stack.callback(self._close_writer)
+            for p, chain in enumerate(self.host.replica.chains):
+                self._reader.add(self.topics.updates, p, chain.offset)
+            self._reader.add(self.topics.control, 0, self.control.offset)
+            self._group = stack.enter_context(
+                contextlib.closing(self._log.membership(self.topics.group, self.topics.shards, self.options.name))
+            )
+            while not self._done():
+                self._turn()
+            return self._result()
+
+    def _close_writer(self) -> None:
+        self._writer.close()
+
+    def _turn(self) -> None:
+        self._membership()
+        started = self._clock.monotonic_s()
+        for record in self._reader.poll(0.0 if self._busy() else 0.005):
+            self._record(record)
+        self._merge_s += self._clock.monotonic_s() - started
+        self._background()
+        failure = self._writer.failure()
+        if failure:
+            self._step(ev.SendFailed(failure))
+        self._step(ev.Tick(self._clock.monotonic_s()))
+        if self._recoveries:
+            self._recover_some()
+        self._perform(self.host.work())
+
+    def _busy(self) -> bool:
+        return bool(self._recoveries) or any(s.state is not None and not s.waits_for for s in self.host.slots.values())
+
+    def _done(self) -> bool:
+        if self.host.finished and not self._stored:
+            return True
+        now = self._clock.monotonic_s()
+        if self._stopping_since is None and (self._should_stop() or self.control.stop):
+            self._stopping_since = now
+            logger.info("stopping: finishing rounds, writing snapshots")
+            self._step(ev.StopAsked())
+        if self._stopping_since is not None:
+            late = now - self._stopping_since > STOP_DEADLINE_S
+            if late:
+                logger.warning(
+                    "stopped without snapshots of slots %s after %.0f s", sorted(self.host.slots), STOP_DEADLINE_S
+                )
+            return late or (self.host.stopped and not self._stored)
+        return self._idle_too_long(now)
+
+    def _idle_too_long(self, now: float) -> bool:
+        if self.host.slots or not self.options.idle_exit_s:
+            self._idle_since_s = None
+            return False
+        self._idle_since_s = self._idle_since_s or now
+        return now - self._idle_since_s > self.options.idle_exit_s
+
+    def _result(self) -> WorkerResult:
+        replica = self.host.replica
+        digest = replica.digest()
+        state = WorkerState(
+            self.manifest.run, self.options.name, replica.version, digest, "finished" if self.host.finished else "left"
+        )
+        with contextlib.suppress(LogError):
+            self._writer.send(self.topics.control, 0, self._wire.control(state))
+            self._writer.flush(5.0)
+        failed = next((c.failed for c in replica.chains if c.failed), "")
+        return WorkerResult(
+            self.options.name,
+            self.host.finished,
+            replica.version,
+            digest,
+            self.rounds,
+            self.rows_trained,
+            self.train_s,
+            failed,
+        )
+
+    # ---- inputs -----------------------------------------------------------------------------------------------------
+    def _membership(self) -> None:
+        for event in self._group.poll(0.0):
+            if isinstance(event, SlotAssigned):
+                self._step(ev.Assigned(event.slot))
+            else:
+                self._step(ev.Unassigned(event.slot))
+
+    def _record(self, record: Record) -> None:
+        if record.topic == self.topics.updates:
+            ahead = record.offset >= self.host.replica.chains[record.partition].offset
+            if ahead and record.partition not in self._holds:
+                self._step(ev.Logged(record.partition, record.offset, record.value))
+        elif record.topic == self.topics.shards:
+            self._shard(record)
+        elif record.offset >= self.control.offset:
+            self.control.read(record.offset, record.value)
+
+    def _shard(self, record: Record) -> None:
+        rows = self.rows.get(record.partition)
+        if rows is None or record.offset != rows.next_offset:
+            return
+        try:
+            rows.feed(record.offset, record.value)
+        except DataError as e:
+            self._step(ev.RoundFailed(record.partition, str(e)))
+            self._reader.remove(self.topics.shards, record.partition)
+            return
+        if rows.held:
+            logger.warning("shards partition %d waits: %s", record.partition, rows.held)
+            self._reader.remove(self.topics.shards, record.partition)
+        self._step(ev.RowsArrived(record.partition, rows.rows, rows.ended))
+
+    def _background(self) -> None:
+        """Answers that no reader of the log brings: end offsets, stored snapshots, payloads that were missing."""
+        for _ in range(len(self._asks)):
+            partition = self._asks.popleft()
+            try:
+                end = self._log.offsets(self.topics.updates, partition)[1]
+            except LogError as e:
+                logger.warning("end of updates partition %d: %s", partition, e)
+                self._asks.append(partition)
+                break
+            self._step(ev.EndOffset(partition, end))
+        while self._stored and self._stored[0][1].done():
+            self._snapshot_done(*self._stored.popleft())
+        if self._holds and self._clock.monotonic_s() >= self._retry_at_s:
+            self._retry_at_s = self._clock.monotonic_s() + RETRY_S
+            for hold in list(self._holds.values()):
+                self._retry(hold)
+
+    def _retry(self, hold: ev.Hold) -> None:
+        payload = fetch_payload(self._store, hold.wants) if hold.wants is not None else None
+        if payload is None:
+            return
+        del self._holds[hold.partition]
+        self._step(ev.Logged(hold.partition, hold.offset, hold.raw, payload))
+        if hold.partition not in self._holds:
+            self._reader.add(self.topics.updates, hold.partition, hold.offset + 1)
+
+    def _recover_some(self) -> None:
+        slot, recovery = next(iter(self._recoveries.items()))
+        try:
+            outcome = recovery.advance()
+        except (LogError, StoreError) as e:
+            logger.warning("recovery of slot %d waits: %s", slot, e)
+            return
+        if outcome is None:
+            return
+        del self._recoveries[slot]
+        for why in recovery.skipped:
+            logger.warning("slot %d: %s", slot, why)
+        if outcome.state is not None:
+            self.rows[slot] = recovery.rows
+            logger.info("slot %d recovered: %d rounds recomputed", slot, recovery.recomputed)
+        self._step(outcome)
+
+    # ---- effects ----------------------------------------------------------------------------------------------------
+    def _step(self, event: ev.Event) -> None:
+        self._perform(self.host.step(event))
+
+    def _perform(self, effects: list[ev.Effect]) -> None:
+        for effect in effects:
+            self._one(effect)
+
+    def _one(self, effect: ev.Effect) -> None:
+        match effect:
+            case ev.Train(job=job):
+                self._do_train(job)
+            case ev.Publish():
+                self._publish(effect)
+            case ev.AskEnd(partition=partition):
+                self._asks.append(partition)
+            case ev.Hold():
+                logger.warning(
+                    "updates partition %d waits at offset %d: %s", effect.partition, effect.offset, effect.reason
+                )
+                self._holds[effect.partition] = effect
+                self._reader.remove(self.topics.updates, effect.partition)
+            case ev.Recover():
+                self._recover(effect)
+            case ev.FollowRows(slot=slot):
+                self._follow(slot)
+            case ev.StoreSnapshot():
+                self._store_snapshot(effect)
+            case ev.Announce(message=message):
+                self._send(self.topics.control, 0, self._wire.control(message))
+            case ev.RenewWriter():
+                self._writer.close()
+                self._writer = self._log.writer()
+            case ev.Release(slot=slot):
+                self._reader.remove(self.topics.shards, slot)
+                self.rows.pop(slot, None)
+                self._recoveries.pop(slot, None)
+            case ev.Report(kind=kind, slot=slot, text=text):
+                level = logging.INFO if kind in ("running", "dropped") else logging.WARNING
+                logger.log(level, "slot %d %s: %s", slot, kind, text)
+
+    def _do_train(self, job: rounds.RoundJob) -> None:
+        started = self._clock.monotonic_s()
+        try:
+            values, labels, total = self.rows[job.slot].get(job.rows)
+            stats = self._train(self.manifest, job, values, labels, total)
+        except DataError as e:
+            self._step(ev.RoundFailed(job.slot, str(e)))
+            return
+        taken = self._clock.monotonic_s() - started
+        self.rounds, self.rows_trained, self.train_s = (
+            self.rounds + 1,
+            self.rows_trained + job.rows.count,
+            self.train_s + taken,
+        )
+        staleness = sum(self.host.replica.version) - sum(job.start_version)
+        metrics = Metrics(
+            _ppm(stats.reconstruction_error),
+            _ppm(stats.loss),
+            stats.correct,
+            round(taken * 1e6),
+            0,
+            round(self._merge_s * 1e6),
+            max(0, staleness),
+        )
+        self._merge_s = 0.0
+        self._step(ev.RoundTrained(job, metrics))
+
+    def _publish(self, effect: ev.Publish) -> None:
+        if effect.spill is not None:
+            try:
+                self._store.put(payload_name(effect.spill[0]), effect.spill[1])
+            except (StoreError, SnapshotError) as e:
+                self._step(ev.SendFailed(f"the payload of an update cannot be stored: {e}"))
+                return
+        self._send(self.topics.updates, effect.slot, effect.raw)
+
+    def _send(self, topic: str, partition: int, raw: bytes) -> None:
+        try:
+            self._writer.send(topic, partition, raw)
+        except LogError as e:
+            self._step(ev.SendFailed(str(e)))
+
+    def _follow(self, slot: int) -> None:
+        if slot not in self.rows:
+            self.rows[slot] = RowStore(self.manifest, slot, self._keys, None, self.options.memory_bytes)
+        rows = self.rows[slot]
+        self._reader.add(self.topics.shards, slot, rows.next_offset)
+        self._step(ev.RowsArrived(slot, rows.rows, rows.ended))
+
+    def _recover(self, effect: ev.Recover) -> None:
+        self._reader.remove(self.topics.shards, effect.slot)
+        self.rows.pop(effect.slot, None)
+        start, end = self.control.offset, self._log.offsets(self.topics.control, 0)[1]
+        for record in self._log.read(self.topics.control, 0, start, end):
+            self.control.read(record.offset, record.value)
+        self._reader.add(self.topics.control, 0, self.control.offset)
+        self._recoveries[effect.slot] = Recovery(
+            self.manifest,
+            effect,
+            self._log,
+            self.topics,
+            self._store,
+            self._wire,
+            self._keys,
+            self.control.newest(effect.slot),
+            self._train,
+            memory_bytes=self.options.memory_bytes,
+        )
+
+    # ---- snapshots --------------------------------------------------------------------------------------------------
+    def _newest_replica(self) -> Replica:
+        """Start from the newest usable snapshot of any slot, else from the initial parameters."""
+        announced = [a for slot in self.control.snapshots.values() for a in slot]
+        for a in sorted(announced, key=lambda a: -sum(a.version))[:8]:
+            try:
+                s = fetch_snapshot(self._store, self.manifest, a)
+            except (SnapshotError, StoreError) as e:
+                logger.warning("snapshot %s is not used: %s", a.name, e)
+                continue
+            replica = Replica(self.manifest, self._wire.decode, s.parameters, s.chains)
+            if replica.digest() == a.digest:
+                return replica
+            logger.warning("snapshot %s is not used: its parameters have another digest than announced", a.name)
+        return Replica(self.manifest, self._wire.decode, rounds.initial_parameters(self.manifest))
+
+    def _store_snapshot(self, effect: ev.StoreSnapshot) -> None:
+        rows = self.rows.get(effect.snapshot.slot)
+        if rows is not None:
+            effect.snapshot.state.shards = rows.position(effect.snapshot.state.cursor[1])
+        self._stored.append((effect, self._pool.submit(self._write_snapshot, effect)))
+
+    def _write_snapshot(self, effect: ev.StoreSnapshot) -> SnapshotAnnounced:
+        data = encode_snapshot(self.manifest, effect.snapshot)
+        message = announce(self.manifest, effect.snapshot, data)
+        self._store.put(message.name, data)
+        return message
+
+    def _snapshot_done(self, effect: ev.StoreSnapshot, future: Future[SnapshotAnnounced]) -> None:
+        slot = effect.snapshot.slot
+        try:
+            message = future.result()
+        except GossipDbnError as e:
+            logger.warning("snapshot of slot %d was not written: %s", slot, e)
+            self._step(ev.SnapshotStored(slot, None))
+            return
+        self._step(ev.SnapshotStored(slot, message))
+        if slot in self.rows:
+            self.rows[slot].forget(effect.snapshot.state.shards)
+        for old in [a for a in self.control.newest(slot) if a.seq < message.seq][self.options.keep - 1 :]:
+            with contextlib.suppress(StoreError):
+                self._store.delete(old.name)
+            self.control.snapshots[slot].remove(old)
+
+
+def _ppm(x: float) -> int:
+    """A non-negative float in millionths; what is not finite or too large becomes the largest."""
+    return round(min(max(x, 0.0), 1e12) * 1e6) if not math.isnan(x) else 10**18
