@@ -160,12 +160,11 @@ class SnapshotPart:
         path=True,
     )
     every_seconds: float = setting(
-        10.0,
-        "Seconds between two snapshots of the run, whose slots take turns; longer costs less and recovers slower.",
+        5.0,
+        "Seconds between two snapshots of a slot; longer costs less and recovers slower (rounds after it are recomputed).",
         low=0.5,
         high=86_400,
     )
-    every_rounds: int = setting(0, "Also after this many rounds of a slot; 0 = by time alone.", low=0, high=1_000_000)
     keep: int = setting(2, "Snapshots kept per slot.", low=1, high=1000)
 
 
@@ -213,8 +212,8 @@ class WorkerPart:
         high=1_800_000,
     )
     memory_mb: int = setting(
-        0,
-        "Megabytes of rows a worker keeps in memory; the rest is read again from the log. 0 = 1024.",
-        low=0,
+        1024,
+        "Megabytes of packed rows that a slot keeps in memory; beyond them rows are read again from the log.",
+        low=1,
         high=1_000_000,
     )
