@@ -161,7 +161,7 @@ class SnapshotPart:
     )
     every_seconds: float = setting(
         5.0,
-        "Seconds between two snapshots of a slot; longer costs less and recovers slower (rounds after it are recomputed).",
+        "Seconds between two snapshots of a slot; longer costs less and recovers slower (later rounds are recomputed).",
         low=0.5,
         high=86_400,
     )
