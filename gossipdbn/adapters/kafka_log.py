@@ -177,7 +177,7 @@ class KafkaLog:
         return self._admin_client
 
     def _metadata(self) -> ClusterMetadata:
-        """All topics (asking for one by name might create it). A refusal is reported at once, silence at the deadline."""
+        """All topics (asking for one by name might create it). A refusal is raised at once, silence at the deadline."""
         admin = self._admin()
         deadline = time.monotonic() + self._options.timeout_s
         while True:
@@ -186,7 +186,7 @@ class KafkaLog:
                 return admin.list_topics(timeout=max(0.1, min(_SLICE_S, deadline - time.monotonic())))
             except KafkaException as error:
                 admin.poll(0)  # serves the error callback
-                cause: KafkaError = error.args[0] if self._last_error is None else self._last_error
+                cause = self._cause(error)
                 if is_refusal(cause):
                     raise log_error(f"the Kafka brokers at {self._bootstrap} refuse us", cause) from error
                 if time.monotonic() >= deadline:
@@ -195,6 +195,11 @@ class KafkaLog:
                         f"({describe(cause)}); start one (gossipdbn up) or correct the address",
                         retryable=True,
                     ) from error
+
+    def _cause(self, error: KafkaException) -> KafkaError:
+        """What a client reported in the background, which says more than a timeout."""
+        cause: KafkaError = error.args[0] if self._last_error is None else self._last_error
+        return cause
 
     def _wait_for_leaders(self, topics: Sequence[TopicSpec]) -> None:
         deadline = time.monotonic() + self._options.timeout_s

@@ -44,6 +44,8 @@ class KafkaMembership:
             "heartbeat.interval.ms": min(300, options.session_timeout_ms // 3),  # members learn of changes by these
             "max.poll.interval.ms": max(300_000, options.session_timeout_ms),
             "queued.max.messages.kbytes": 1024,
+            # The library looks at its heartbeats once a second, unless a timer wakes it more often.
+            "statistics.interval.ms": 200,
         }
         self._consumer = Consumer(settings)
         self._consumer.subscribe([topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)

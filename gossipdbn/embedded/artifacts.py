@@ -298,7 +298,7 @@ def _ivy_jars() -> list[Path]:
     folder = Path(spec.origin).parent / "jars" if spec is not None and spec.origin else None
     found = [] if folder is None else sorted(folder.glob("ivy-2*.jar")) + sorted(folder.glob("commons-cli-*.jar"))
     if len(found) < 2:
-        raise EmbeddedError("jars are fetched by a tool inside PySpark, which is missing: pip install 'gossipdbn[spark]'")
+        raise EmbeddedError("a tool inside PySpark fetches jars, but it is missing: pip install 'gossipdbn[spark]'")
     return found
 
 
