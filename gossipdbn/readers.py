@@ -26,7 +26,18 @@ from gossipdbn.errors import ConfigError, DataError
 from gossipdbn.schema import Schema, SchemaConfig, column_types, columns_of, fit
 from gossipdbn.source import SourceConfig
 
-__all__ = ["IMAGE", "LABEL", "csv_row", "json_rows", "list_files", "pieces", "read_idx", "read_sample", "read_table"]
+__all__ = [
+    "IMAGE",
+    "LABEL",
+    "SUFFIXES",
+    "csv_row",
+    "json_rows",
+    "list_files",
+    "pieces",
+    "read_idx",
+    "read_sample",
+    "read_table",
+]
 
 Array = npt.NDArray[Any]
 Columns = dict[str, Array]
@@ -37,7 +48,7 @@ LABEL = "label"
 """Names of the columns of idx and npz sources."""
 
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
-_SUFFIXES = {
+SUFFIXES = {
     "idx": ("ubyte", ".idx", ".idx1", ".idx3"),
     "csv": (".csv", ".tsv", ".txt", ".data"),
     "parquet": (".parquet", ".pq"),
@@ -50,7 +61,7 @@ SAMPLE_ROWS = 10_000
 def kind_of(path: str) -> str:
     """Kind of source that a file's name says, for ``predict`` and ``score``; DataError when it says none."""
     name = path.removesuffix(".gz").lower()
-    for kind, suffixes in _SUFFIXES.items():
+    for kind, suffixes in SUFFIXES.items():
         if any(suffix in Path(name).name if kind == "idx" else name.endswith(suffix) for suffix in suffixes):
             return kind
     raise DataError(f"{path}: the name does not say what is inside; known endings: csv, parquet, json, npz, idx (.gz)")
@@ -63,7 +74,7 @@ def list_files(source: SourceConfig) -> list[Path]:
         return [path]
     if path.is_dir():
         found = [p for p in path.iterdir() if p.is_file() and not p.name.startswith((".", "_"))]
-        found = [p for p in found if p.name.lower().removesuffix(".gz").endswith(_SUFFIXES.get(source.kind, ("",)))]
+        found = [p for p in found if p.name.lower().removesuffix(".gz").endswith(SUFFIXES.get(source.kind, ("",)))]
     else:
         found = [Path(p) for p in glob.glob(str(path)) if Path(p).is_file()]
     if not found:
@@ -310,7 +321,7 @@ def _csv_message(file: str, text: str, names: list[str], head: int) -> str:
     return f"{file}: column {column!r}{row}: expected a number, got {found[3][:40]!r}"
 
 
-def csv_row(lines: list[bytes], source: SourceConfig, types: Types | None, where: str) -> Columns:
+def csv_row(lines: list[bytes], source: SourceConfig, types: Types | None, where: str, first_row: int = 0) -> Columns:
     """Columns of CSV events (values in the order of ``source.fields``)."""
     import csv
 
@@ -320,14 +331,16 @@ def csv_row(lines: list[bytes], source: SourceConfig, types: Types | None, where
         try:
             row = next(csv.reader([line.decode()], delimiter=source.delimiter), [])
         except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{where}: row {i} is not CSV: {error}") from error
+            raise DataError(f"{where}: row {first_row + i} is not CSV: {error}") from error
         if len(row) != len(wanted):
-            raise DataError(f"{where}: row {i}: expected {len(wanted)} values, got {len(row)}: {line[:60]!r}")
+            raise DataError(
+                f"{where}: row {first_row + i}: expected {len(wanted)} values, got {len(row)}: {line[:60]!r}"
+            )
         cells.append(row)
-    return {name: _texts(name, [c[j] for c in cells], types, where) for j, name in enumerate(wanted)}
+    return {name: _texts(name, [c[j] for c in cells], types, where, first_row) for j, name in enumerate(wanted)}
 
 
-def _texts(name: str, texts: list[str], types: Types | None, where: str) -> Array:
+def _texts(name: str, texts: list[str], types: Types | None, where: str, first_row: int) -> Array:
     out = np.empty(len(texts), object)
     number = None if types is None else types.get(name) == "number"
     for i, text in enumerate(texts):
@@ -335,8 +348,9 @@ def _texts(name: str, texts: list[str], types: Types | None, where: str) -> Arra
             out[i] = text if number is False else float(text) if text else None
         except ValueError:
             if number:
-                raise DataError(f"{where}: column {name!r}, row {i}: expected a number, got {text[:40]!r}") from None
-            return _texts(name, texts, {name: "text"}, where)
+                at = f"{where}: column {name!r}, row {first_row + i}"
+                raise DataError(f"{at}: expected a number, got {text[:40]!r}") from None
+            return _texts(name, texts, {name: "text"}, where, first_row)
     if number is not False and all(v is not None for v in out):
         return out.astype(np.float64)
     return out

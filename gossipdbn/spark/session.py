@@ -1,0 +1,169 @@
+"""A Spark session that starts fast, says little and shares the machine with training."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gossipdbn.embedded import artifacts
+from gossipdbn.embedded.archive import ClassArchive
+from gossipdbn.embedded.java import cache_folder, find_java, spark_java_home
+from gossipdbn.errors import EmbeddedError
+
+__all__ = ["close_session", "kafka_jars", "open_session", "own_session"]
+
+_LOG_SETTINGS = """\
+rootLogger.level = warn
+rootLogger.appenderRef.file.ref = file
+appender.file.type = File
+appender.file.name = file
+appender.file.fileName = {path}
+appender.file.layout.type = PatternLayout
+appender.file.layout.pattern = %d{{yyyy-MM-dd HH:mm:ss.SSS}} %p %c{{1}}: %m%n%ex
+"""
+
+_LOCAL = {
+    "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": "false",
+    "spark.driver.host": "127.0.0.1",
+    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.driver.memory": "768m",
+    "spark.sql.catalogImplementation": "in-memory",
+    "spark.sql.shuffle.partitions": "1",
+    "spark.sql.adaptive.enabled": "false",
+    "spark.sql.codegen.wholeStage": "false",  # compiling plans takes longer than running these
+    "spark.sql.streaming.ui.enabled": "false",
+    "spark.sql.streaming.metricsEnabled": "false",
+    "spark.eventLog.enabled": "false",
+    "spark.shuffle.compress": "false",
+    "spark.broadcast.compress": "false",
+    "spark.rdd.compress": "false",
+}
+_COMMON = {
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "4096",
+    "spark.sql.streaming.stopTimeout": "20s",
+}
+
+
+def kafka_jars() -> list[Path]:
+    """The jars of Spark's Kafka connector, fetched once."""
+    return artifacts.jars(artifacts.SPARK_KAFKA, artifacts.ensure(artifacts.SPARK_KAFKA))
+
+
+def open_session(
+    name: str = "gossipdbn feed",
+    master: str = "local[*]",
+    log_folder: Path | None = None,
+    extra: Mapping[str, str] | None = None,
+) -> Any:
+    """Start a session of our own, or return the one that is there (under ``spark-submit``).
+
+    Parameters
+    ----------
+    master : Spark master; with ``local[n]`` everything runs in one JVM on this machine.
+    log_folder : folder for ``spark.log``; default a temporary one. Nothing goes to the terminal.
+    extra : Spark settings that win over ours.
+
+    Returns
+    -------
+    pyspark.sql.SparkSession
+
+    Raises
+    ------
+    EmbeddedError : no Java, no connector, or the session does not start.
+    """
+    from pyspark.sql import SparkSession
+
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        return active
+    local = master.startswith("local")
+    settings = dict(_COMMON)
+    paths = [str(p) for p in kafka_jars()]
+    if local:
+        settings |= _LOCAL | {"spark.driver.extraClassPath": os.pathsep.join(paths)}
+        settings["spark.local.dir"] = tempfile.gettempdir()
+    else:
+        settings["spark.jars"] = ",".join(paths)
+    logs = Path(tempfile.mkdtemp(prefix="gossipdbn-spark-")) if log_folder is None else log_folder
+    settings["spark.driver.extraJavaOptions"] = " ".join(_java_options(logs.absolute()))
+    builder = SparkSession.builder.appName(name).master(master)
+    for key, value in {**settings, **(extra or {})}.items():
+        builder = builder.config(key, value)
+    with _environment(local=local):
+        try:
+            return builder.getOrCreate()
+        except Exception as error:
+            raise EmbeddedError(
+                f"Spark did not start ({str(error).splitlines()[0][:300]}). Its log is {logs / 'spark.log'}"
+            ) from error
+
+
+def own_session(spark: Any) -> bool:
+    """Whether this process started the session's JVM (not ``spark-submit``)."""
+    return "PYSPARK_GATEWAY_PORT" not in os.environ and spark is not None
+
+
+def _java_options(logs: Path) -> list[str]:
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        log_settings = logs / "log4j2.properties"
+        log_settings.write_text(_LOG_SETTINGS.format(path=logs / "spark.log"))
+    except OSError as error:
+        raise EmbeddedError(f"cannot write Spark's log folder {logs}: {error.strerror}. Choose another") from error
+    archive = ClassArchive.of(find_java(), "spark", cache_folder())
+    return [
+        f"-Dlog4j2.configurationFile={log_settings.as_uri()}",
+        "-XX:+UseSerialGC",
+        "-XX:-UsePerfData",
+        "-XX:TieredStopAtLevel=1",
+        *([] if archive is None else archive.flags()),
+    ]
+
+
+@contextlib.contextmanager
+def _environment(*, local: bool) -> Any:
+    """What PySpark reads from the environment when it starts its JVM and, later, its Python workers."""
+    wanted = {"PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable}
+    wanted["JAVA_HOME"] = str(spark_java_home())
+    if local:
+        wanted["SPARK_LOCAL_IP"] = "127.0.0.1"
+    before = {key: os.environ.get(key) for key in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+def close_session(spark: Any) -> None:
+    """Stop the session and, where it is ours, its JVM: training gets the memory back at once."""
+    from pyspark import SparkContext
+
+    ours = own_session(spark)
+    with contextlib.suppress(Exception):
+        spark.stop()
+    gateway = SparkContext._gateway
+    if not ours or gateway is None:
+        return
+    process = getattr(gateway, "proc", None)
+    with contextlib.suppress(Exception):
+        gateway.shutdown()
+    SparkContext._gateway = None
+    SparkContext._jvm = None
+    if process is not None:
+        with contextlib.suppress(Exception):
+            process.stdin.close()
+            process.wait(10)
+        if process.poll() is None:
+            process.kill()
+            process.wait(10)
