@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gossipdbn.config import RunConfig, default_home, explain_all, load, loads
+from gossipdbn.config import RunConfig, default_home, explain_all, load, loads, read_keys
 from gossipdbn.config.settings import explain, read_table, setting
 from gossipdbn.errors import ConfigError
 from gossipdbn.models.spec import PhaseSpec
@@ -223,3 +223,39 @@ def test_settings_say_what_they_allow() -> None:
     assert len(found) == 3
     good = read_table(_Example, {"need": 2, "ratio": 1}, "e", found := [])
     assert good == _Example(need=2, ratio=1.0) and isinstance(good.ratio, float)
+
+
+KEY = "ab" * 32
+
+
+def test_keys_come_from_toml_and_json(tmp_path: Path) -> None:
+    (tmp_path / "keys.toml").write_text(f'1 = "{KEY}"\n7 = "{KEY}"\n')
+    (tmp_path / "keys.json").write_text('{"1": "%s"}' % KEY)  # noqa: UP031 - braces
+    assert sorted(read_keys(tmp_path / "keys.toml", 7)) == [1, 7]
+    assert read_keys(tmp_path / "keys.json") == {1: bytes.fromhex(KEY)}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[", "not valid"),
+        ("[1]", "one table"),
+        ('{"0": "%s"}' % KEY, "from 1 to"),  # noqa: UP031
+        ('{"a": "%s"}' % KEY, "from 1 to"),  # noqa: UP031
+        ('{"1": 5}', "hexadecimal"),
+        ('{"1": "secret"}', "hexadecimal"),
+        ('{"1": "abcd"}', "at least 32"),
+        ('{"2": "%s"}' % KEY, "security.key_id: 1"),  # noqa: UP031
+    ],
+)
+def test_a_wrong_key_file_is_told_without_its_keys(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "keys").write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        read_keys(tmp_path / "keys", 1)
+    assert words in str(raised.value)
+    assert KEY not in str(raised.value) and "secret" not in str(raised.value)
+
+
+def test_a_missing_key_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_keys(tmp_path / "keys")

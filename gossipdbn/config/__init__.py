@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gossipdbn.config.home import Home, RunFolder, default_home
+from gossipdbn.config.keys import read_keys
 from gossipdbn.config.load import RunConfig, explain_all, load, loads
 from gossipdbn.config.parts import (
     BrokerPart,
@@ -31,4 +32,5 @@ __all__ = [
     "explain_all",
     "load",
     "loads",
+    "read_keys",
 ]

@@ -181,9 +181,6 @@ class BrokerPart:
         pattern=r"[A-Za-z0-9._-]{0,100}",
         pattern_doc="letters, digits, dot, underscore, dash; at most 100",
     )
-    replication: int = setting(
-        0, "Copies of each partition; 0 = three where there are three brokers, else one.", low=0, high=15
-    )
     data_dir: str = setting("", "Folder of the embedded broker; unset = `broker` in the home of runs.", path=True)
     options: Options = setting(  # noqa: RUF009 - declares a field, as the others do
         (), 'Settings for librdkafka, passed through ("security.protocol", "sasl.username", ...).', secret=True
