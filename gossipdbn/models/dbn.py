@@ -1,0 +1,131 @@
+"""Training on one machine, without a log: the plan's phases over rows in memory, with the kernels of the slots.
+
+This is what one slot does when it is alone (S = 1, exact codec): rounds of tau minibatches, epochs counted through all
+phases, epoch 0 in the order of the rows, later ones permuted by (run key, slot 0, epoch). A gossip run with one slot
+and the exact codec gives the same integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossipdbn.errors import ConfigError, DataError
+from gossipdbn.kernels.counter_rng import permutation
+from gossipdbn.models.learners import RoundContext, RoundStats, initial_parameters, new_state, train_round
+from gossipdbn.models.spec import ModelSpec, PhaseSpec
+
+GREY_TOP = 127
+
+
+@dataclass(frozen=True, slots=True)
+class RoundReport:
+    """What one round did: indices of phase and epoch (counted through all phases), rows so far in all, its numbers."""
+
+    phase: int
+    epoch: int
+    rows_done: int
+    stats: RoundStats
+
+
+def check_rows(spec: ModelSpec, values: NDArray[Any], labels: NDArray[np.int32] | None = None) -> None:
+    """Raise DataError unless rows and labels are what the specification says."""
+    wanted = np.dtype(np.uint8 if spec.integer_rows else np.float32)
+    if values.ndim != 2 or values.shape[1] != spec.visible or values.dtype != wanted:
+        raise DataError(f"rows are {values.dtype} {values.shape}, wanted are {wanted} [n, {spec.visible}]")
+    if spec.integer_rows:
+        top = 1 if spec.visible_units == "binary" else GREY_TOP
+        bad = values > top
+    else:
+        bad = ~np.isfinite(values)
+    if bad.any():
+        row, column = (int(i) for i in np.argwhere(bad)[0])
+        limits = f"0 to {top}" if spec.integer_rows else "finite"
+        raise DataError(f"row {row}, column {column}: {values[row, column]} is not {limits}")
+    if labels is not None and len(labels) != len(values):
+        raise DataError(f"{len(labels)} labels for {len(values)} rows")
+    if labels is not None and len(labels) and (labels.max() >= spec.classes or labels.min() < -1):
+        row = int(np.argmax((labels >= spec.classes) | (labels < -1)))
+        raise DataError(f"row {row}: label {labels[row]} is outside 0 to {spec.classes - 1} (-1: missing)")
+
+
+def visible_mean(spec: ModelSpec, values: NDArray[Any]) -> NDArray[np.float32]:
+    """Mean of each visible unit as float32 [V], in model units (0..1 for binary and grey); exact sums for integers."""
+    if not len(values):
+        raise DataError("there are no rows to take means of: give at least one")
+    if not spec.integer_rows:
+        return np.asarray(values.mean(0, dtype=np.float64), np.float32)
+    top = GREY_TOP if spec.visible_units == "grey" else 1
+    return (values.sum(0, dtype=np.int64) / (len(values) * top)).astype(np.float32)
+
+
+def _rates(phase: PhaseSpec, done: float, step: float, n: int) -> NDArray[np.float32]:
+    """Learning rate of each of n minibatches; ``done`` and ``step`` are in epochs of the phase."""
+    if phase.epochs is None or phase.lr == phase.lr_final:
+        return np.full(n, phase.lr, np.float32)
+    share = np.minimum((done + step * np.arange(n, dtype=np.float64)) / phase.epochs, 1.0)
+    return (phase.lr + (phase.lr_final - phase.lr) * share).astype(np.float32)
+
+
+def _rounds(phase: PhaseSpec, begin: int, rows: int, run_key: int) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
+    """(epoch, first row, which rows) of every round of a phase whose first epoch is ``begin``."""
+    for epoch in range(begin, begin + (phase.epochs or 0)):
+        order = np.arange(rows) if epoch == 0 else permutation(run_key, 0, epoch, rows)
+        for first in range(0, rows, phase.tau * phase.batch):
+            yield epoch, first, order[first : first + phase.tau * phase.batch]
+
+
+def train(
+    spec: ModelSpec,
+    phases: Sequence[PhaseSpec],
+    values: NDArray[Any],
+    labels: NDArray[np.int32] | None = None,
+    *,
+    run_key: int = 0,
+    mean: NDArray[np.float32] | None = None,
+    parameters: NDArray[np.int32] | None = None,
+    on_round: Callable[[RoundReport], None] | None = None,
+) -> NDArray[np.int32]:
+    """Train all phases over rows in memory.
+
+    Parameters
+    ----------
+    values : [n, V], uint8 (binary 0/1, grey 0..127) or float32. labels : int32 [n], -1 where missing.
+    run_key : key of every random draw, the initial weights' too.
+    mean : float32 [V] for centring and initial biases; taken from the rows when None.
+    parameters : int32 [P] to start from; the initial ones when None.
+
+    Returns
+    -------
+    int32 [P] in units 2^-24.
+
+    Raises
+    ------
+    ConfigError : a phase is endless. DataError : rows or labels do not fit.
+    """
+    check_rows(spec, values, labels)
+    if any(p.epochs is None for p in phases):
+        raise ConfigError("an endless phase needs a stream of rows: give the phase a number of epochs")
+    mean = visible_mean(spec, values) if mean is None else mean
+    theta = initial_parameters(spec, run_key, mean) if parameters is None else parameters.copy()
+    step = done = begin = 0
+    for i, phase in enumerate(phases):
+        state = new_state(spec, phase)
+        for epoch, first, pick in _rounds(phase, begin, len(values), run_key):
+            n = -(-len(pick) // phase.batch)
+            # As in a run, epoch 0 does not know how many rows will come, so its rate does not fall inside the epoch.
+            inside, slope = (first / len(values), phase.batch / len(values)) if epoch else (0.0, 0.0)
+            rates = _rates(phase, epoch - begin + inside, slope, n)
+            context = RoundContext(run_key, 0, step, 1, mean, rates)
+            chosen = None if labels is None else labels[pick]
+            stats = train_round(spec, phase, theta, state, values[pick], chosen, context)
+            step += n
+            done += len(pick)
+            if on_round is not None:
+                on_round(RoundReport(i, epoch, done, stats))
+        begin += phase.epochs or 0
+    return theta

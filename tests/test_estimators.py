@@ -1,0 +1,128 @@
+"""scikit-learn's own checks, and what the estimators promise beyond them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gossipdbn.models.learners import predict_proba
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from gossipdbn import estimators
+from gossipdbn.estimators import RBM, DBNClassifier
+from gossipdbn.models.dbn import train, visible_mean
+from gossipdbn.models.files import load_model, save_model
+from gossipdbn.models.spec import ModelSpec, PhaseSpec
+
+
+@parametrize_with_checks([
+    RBM(n_components=8, n_iter=2, random_state=0),
+    DBNClassifier((16,), pretrain_iter=1, n_iter=40, learning_rate=0.01, batch_size=10, random_state=0),
+])  # fmt: skip
+def test_scikit_learns_own_checks(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Any:
+    X, y = load_digits(return_X_y=True)
+    return train_test_split(X / 16, y, random_state=0, test_size=0.3)
+
+
+def test_features_of_an_rbm_help_a_linear_classifier(digits: Any) -> None:
+    X, T, y, t = digits
+    rbm = RBM(128, learning_rate=0.1, batch_size=20, n_iter=20, random_state=1)
+    pipeline = make_pipeline(rbm, LogisticRegression(C=10, max_iter=2000)).fit(X, y)
+    assert rbm.spec_.visible_units == "grey"
+    assert pipeline.score(T, t) > 0.95
+    again = rbm.reconstruct(T)
+    assert np.square(again - T).mean() < 0.3 * np.square(X.mean(0) - T).mean()
+    assert list(rbm.get_feature_names_out()[:2]) == ["rbm0", "rbm1"]
+    assert rbm.components_.shape == (128, 64) and rbm.intercept_hidden_.shape == (128,)
+    assert rbm.intercept_visible_.shape == (64,)
+
+
+def test_scores_tell_noise_from_digits(digits: Any) -> None:
+    X, T, _, _ = digits
+    noise = np.random.default_rng(0).permuted(T, axis=1)
+    for kind in ("grey", "gaussian"):
+        rbm = RBM(64, learning_rate=0.05 if kind == "grey" else 0.005, n_iter=15, visible_units=kind, random_state=0)
+        rbm.fit(X)
+        assert (rbm.score_samples(T)[:, None] > rbm.score_samples(noise)[None, :300]).mean() > 0.95
+        assert (rbm.anomaly_scores(T)[1][:, None] < rbm.anomaly_scores(noise)[1][None, :300]).mean() > 0.9
+
+
+def test_a_deep_network_names_digits_and_is_the_same_every_time(digits: Any, tmp_path: Path) -> None:
+    X, T, y, t = digits
+    names = np.array([f"digit {i}" for i in range(10)])
+    settings: dict[str, Any] = {"pretrain_iter": 5, "n_iter": 30, "learning_rate": 0.003, "random_state": 3}
+    first = DBNClassifier((64, 64), **settings).fit(X, names[y])
+    assert (first.predict(T) == names[t]).mean() > 0.95
+    assert first.features(T).shape == (len(T), 64)
+    second = DBNClassifier((64, 64), **settings).fit(X, names[y])
+    np.testing.assert_array_equal(first.parameters_, second.parameters_)
+    save_model(tmp_path / "m.safetensors", first.to_model())
+    model = load_model(tmp_path / "m.safetensors")
+    assert model.classes == tuple(names)
+    p = predict_proba(model.spec, model.parameters, np.rint(T * 127).astype(np.uint8))
+    np.testing.assert_array_equal(names[p.argmax(1)], first.predict(T))
+
+
+def test_streams_of_batches_learn_too(digits: Any) -> None:
+    X, T, y, t = digits
+    stream = DBNClassifier((64,), pretrain_learning_rate=0.1, pretrain_batch_size=20, random_state=0)
+    for _ in range(25):
+        for i in range(0, len(X), 200):
+            stream.partial_fit(X[i : i + 200], y[i : i + 200], classes=range(10))
+    assert stream.score(T, t) > 0.85
+    rbm = RBM(32, random_state=0)
+    before = rbm.partial_fit(X[:200]).parameters_.copy()
+    rbm.partial_fit(X[200:400])
+    assert rbm.step_ == 4 and not np.array_equal(before, rbm.parameters_)
+    np.testing.assert_array_equal(RBM(32, random_state=0).partial_fit(X[:200]).parameters_, before)
+
+
+def test_units_are_found_and_kept() -> None:
+    rng = np.random.default_rng(0)
+    binary, grey, real = rng.integers(0, 2, (30, 4)), rng.random((30, 4)), rng.normal(5, 3, (30, 4))
+    for X, units in ((binary, "binary"), (grey, "grey"), (real, "gaussian")):
+        assert RBM(3, n_iter=1).fit(X).spec_.visible_units == units
+    with pytest.raises(ValueError, match=r"outside 0\.\.1"):
+        RBM(3, n_iter=1).fit(grey).transform(real)
+    with pytest.raises(ValueError, match="neither 0 nor 1"):
+        RBM(3, n_iter=1, visible_units="binary").fit(grey)
+    with pytest.raises(ValueError, match="choose auto"):
+        RBM(3, visible_units="words").fit(grey)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="positive integers"):
+        RBM(0).fit(grey)
+    with pytest.raises(ValueError, match="needs classes"):
+        DBNClassifier().partial_fit(grey, [0] * 30)
+    with pytest.raises(ValueError, match="outside the classes"):
+        DBNClassifier((3,)).partial_fit(grey, [7] * 30, classes=[0, 1])
+
+
+def test_an_rbm_is_the_single_machine_trainer() -> None:
+    X = np.random.default_rng(1).integers(0, 2, (150, 9))
+    rbm = RBM(
+        5, n_iter=3, persistent=True, learning_rate=0.1, final_learning_rate=0.0, momentum=0.0, random_state=9
+    ).fit(X)
+    spec, rows = ModelSpec(9, (5,), "binary"), X.astype(np.uint8)
+    phase = PhaseSpec("pcd", epochs=3, lr=0.1, lr_final=0.0, momentum=0.0)
+    want = train(spec, (phase,), rows, run_key=rbm.run_key_, mean=visible_mean(spec, rows))
+    np.testing.assert_array_equal(rbm.parameters_, want)
+
+
+def test_without_scikit_learn_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.base", None)
+    spec = importlib.util.spec_from_file_location("estimators_alone", estimators.__file__)
+    assert spec is not None and spec.loader is not None
+    with pytest.raises(ImportError, match=r"pip install 'gossipdbn\[sklearn\]'"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
