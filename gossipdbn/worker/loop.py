@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import random
+import secrets
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -88,7 +89,7 @@ class Worker:
         self._should_stop = should_stop
         self._wire = RunWire(options.key_id, keys)
         settings = Settings(
-            worker=options.name,
+            worker=f"{options.name}#{secrets.token_hex(4)}",  # claims of two processes of one name must differ
             key_id=options.key_id,
             numerics=self.manifest.numerics,
             linger_s=options.linger_s,

@@ -1,0 +1,1 @@
+"""Start runs, supervise their processes, follow them, and finish them: what the command line is made of."""

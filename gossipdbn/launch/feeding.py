@@ -1,0 +1,52 @@
+"""Feed one run: the configuration's source, the manifest's schema, Spark's checkpoint in the run's folder."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from gossipdbn.adapters.kafka_log import KafkaLog
+from gossipdbn.config import Home, RunConfig
+from gossipdbn.config.keys import read_keys
+from gossipdbn.core.topics import run_names
+from gossipdbn.schema import schema_from_dict
+from gossipdbn.spark.feed import FeedProgress, FeedResult, FeedTarget, run_feed
+from gossipdbn.worker.control import load_control
+
+__all__ = ["feed_run"]
+
+_TELL_S = 2.0
+
+
+def feed_run(
+    config: RunConfig, home: Home, run: str, bootstrap: str, checkpoint: str, master: str, stop: threading.Event,
+    say: Callable[[str], None],
+) -> FeedResult:  # fmt: skip
+    """Feed the run until its source ends or ``stop`` is set; see :func:`gossipdbn.spark.feed.run_feed`."""
+    security = config.security
+    keys = read_keys(security.key_file, security.key_id) if security.key_file else {}
+    log = KafkaLog(bootstrap, kafka=dict(config.broker.options))
+    control = load_control(log, run, keys, config.broker.prefix)
+    log.close()
+    assert control.manifest is not None
+    folder = home.run(run)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    target = FeedTarget(
+        bootstrap=bootstrap, topic=run_names(run, config.broker.prefix).shards, slots=control.manifest.slots,
+        checkpoint=checkpoint or str(folder.checkpoint), key_id=security.key_id, keys=keys,
+        kafka=tuple(config.broker.options),
+    )  # fmt: skip
+    told = [0.0]
+
+    def progress(p: FeedProgress) -> None:
+        if time.monotonic() - told[0] >= _TELL_S:
+            told[0] = time.monotonic()
+            say(f"feed: {p.stage}, {p.rows:,} rows in {p.shards:,} shards after {p.seconds:.0f} s")
+
+    result = run_feed(
+        config.source, schema_from_dict(control.manifest.schema), target, master=master, log_folder=folder.logs,
+        on_progress=progress, stop=stop.is_set,
+    )  # fmt: skip
+    say(f"feed: {result.rows:,} rows, {'complete' if result.finished else 'stopped'} after {result.seconds:.1f} s")
+    return result

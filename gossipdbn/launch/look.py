@@ -1,0 +1,63 @@
+"""Look at a run once, from its log alone."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from rich.console import RenderableType
+
+from gossipdbn.adapters.kafka_log import KafkaLog
+from gossipdbn.adapters.stores import open_store
+from gossipdbn.core.topics import run_of
+from gossipdbn.launch.follow import Follower
+from gossipdbn.launch.runs import match_run
+from gossipdbn.ports import Log
+from gossipdbn.report.status import RunState, render_table
+from gossipdbn.wire.envelope import Keyring
+from gossipdbn.worker.control import load_control
+from gossipdbn.worker.process import run_settings
+
+__all__ = ["Look", "find_run", "look"]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Facts for ``--json`` and a table for people."""
+
+    facts: dict[str, object]
+    table: RenderableType
+
+
+def find_run(log: Log, wanted: str, prefix: str = "") -> str:
+    """The run id meant by an id or its beginning."""
+    return match_run([r for t in log.topics() if (r := run_of(t, prefix)) is not None], wanted)
+
+
+def look(bootstrap: str, wanted: str, prefix: str, keys: Keyring) -> Look:
+    """Read a run's log up to now; raises ConfigError when there is no such run."""
+    log = KafkaLog(bootstrap)
+    try:
+        run = find_run(log, wanted, prefix)
+        control = load_control(log, run, keys, prefix)
+        assert control.manifest is not None
+        store = open_store(str(run_settings(control.manifest)["store"]))
+        follower = Follower(log, control, store, keys, prefix)
+        now = time.monotonic()
+        follower.catch_up(now)
+        summary = follower.summary()
+        state: RunState = "failed" if follower.failed else "done" if follower.finished else "training"
+        if control.stop and state == "training":
+            state = "stopped"
+        first, last = follower.seen.first_ms or 0, follower.seen.last_ms
+        view = follower.view(state, (last - first) / 1000, now)
+        follower.close()
+        facts: dict[str, object] = {
+            "run": run, "state": state, "version": follower.replica.version, "updates": follower.ledger.updates,
+            "digest": f"{follower.replica.digest():016x}", "ledger": summary, "claims": follower.seen.claims,
+            "voids": view.voids, "held": follower.held, "slots": view.slots,
+            "workers": {n: f"{w.digest:016x}" for n, w in control.workers.items()},
+        }  # fmt: skip
+        return Look(facts, render_table(view))
+    finally:
+        log.close()
