@@ -14,7 +14,8 @@ from numba import types
 from numba.extending import intrinsic, models, register_model
 
 LANES = 16
-_F, _I, _I1, _I8, _I16, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(64)
+_F, _I, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+_I1, _I8, _I16 = ir.IntType(1), ir.IntType(8), ir.IntType(16)
 _VF, _VI = ir.VectorType(_F, LANES), ir.VectorType(_I, LANES)
 _I64T = types.int64
 
@@ -113,6 +114,27 @@ store16 = _storer(ir.VectorType(_I16, LANES), lambda b, x: b.trunc(x, ir.VectorT
 
 
 @intrinsic
+def peek(tc, address):
+    """The 32-bit word at an address as int64."""
+
+    def code(context, b, sig, args):
+        return b.sext(b.load(_at(b, args[0], _I)), _I64)
+
+    return _I64T(_I64T), code
+
+
+@intrinsic
+def poke(tc, address, value):
+    """Store the low 32 bits of an int64."""
+
+    def code(context, b, sig, args):
+        b.store(b.trunc(args[1], _I), _at(b, args[0], _I))
+        return context.get_dummy_value()
+
+    return types.void(_I64T, _I64T), code
+
+
+@intrinsic
 def load128(tc, address):
     """Sixteen bytes as the low four lanes; the others repeat the last."""
 
@@ -156,6 +178,16 @@ def broadcastf(tc, address):
     return floats(_I64T), code
 
 
+@intrinsic
+def broadcasti(tc, address):
+    """All lanes the 32-bit word at an address."""
+
+    def code(context, b, sig, args):
+        return _splat(b, b.load(_at(b, args[0], _I)), _VI)
+
+    return ints(_I64T), code
+
+
 def _binary(op, kind):
     @intrinsic
     def f(tc, x, y):
@@ -193,6 +225,16 @@ def fma(tc, x, y, z):
         return b.call(function(b, "llvm.fma.v16f32", ir.FunctionType(_VF, [_VF] * 3)), args)
 
     return floats(floats, floats, floats), code
+
+
+@intrinsic
+def fsqrt(tc, x):
+    """Square root, correctly rounded."""
+
+    def code(context, b, sig, args):
+        return b.call(function(b, "llvm.sqrt.v16f32", ir.FunctionType(_VF, [_VF])), args)
+
+    return floats(floats), code
 
 
 @intrinsic

@@ -1,0 +1,174 @@
+"""Where everything lies while a layer trains in integers, and the way in and out.
+
+All arrays are padded with zeros (a padded unit has bias -64, so its probability and its draws are 0), and named by a
+place in one table of addresses that the kernels take::
+
+    Vp, Hp, Bp = visibles, hiddens, rows, each rounded up to 64;  G = Hp / 16
+
+    MASTER   int32  [G, Vp, 16]        weights in units 2^-24
+    HI, LO   int8   [G, Vp / 4, 16, 4] their two planes: clip((w + 2048) >> 12, +-32639) = 256 hi + lo
+    SPEED    uint16 [G, Vp, 16]        momentum, upper halves of float32 (bfloat16)
+    X        uint8  [2, Bp, Vp]        visible data, this minibatch's and the next one's
+    XT       uint8  [2, Vp, Bp]        the same, transposed
+    P0, P1   uint8  [G, Bp / 4, 16, 4] hidden probabilities in 1/255, data and model
+    ST, CH   uint8  [Bp/16, Hp/4, 16, 4] sampled hiddens 0/1: of the data, and of the chains that go on
+    V1       uint8  [Bp, Vp]           sampled visibles 0/1
+    V1T      int8   [Vp, Bp]           0 / -xs, transposed (xs = 127 for grey data, where 127 stands for 1)
+
+A quad of four bytes is what one VNNI lane or one AMX column multiplies; 16 quads are one register or tile row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossipdbn.kernels.tiers import inline, kernel
+from gossipdbn.kernels.vectors import addr, iadd, iand, imax, imin, ior, loadi, sar, shl, storei, vi
+
+PAD_BIAS = -(1 << 30)
+LIMIT = 1 << 30
+ROWS_MAX = 4080
+"""Rows of a minibatch; byte counters of the visible sums hold no more."""
+
+(MASTER, HI, LO, SPEED, X, XT, P0, P1, ST, CH, V1, V1T, SAMPLES, PLANES, C, WORDS, COUNTS, SUM_X, SUM_V, SUM_H0, SUM_H1,
+ BIAS_H, BIAS_V, SPEED_H, SPEED_V, NB_H, NB_V, LAM, MU_NEG, DV_NEG, DH, DA, DB, PAIR_KEYS, ROW_KEYS, ERROR,
+ ADDRESSES) = range(37)
+
+AnyArray = NDArray[np.generic]
+
+
+def padded(n: int) -> int:
+    """``n`` rounded up to 64."""
+    return -(-n // 64) * 64
+
+
+def aligned(shape: tuple[int, ...], dtype: type[np.generic]) -> AnyArray:
+    """Zeros that start on a 64-byte line, with a line of slack behind."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.zeros(size + 128, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weights:
+    """The part of a workspace that depends on the layer only."""
+
+    visible: int
+    hidden: int
+    arrays: dict[int, AnyArray]
+
+    @classmethod
+    def new(cls, visible: int, hidden: int) -> Weights:
+        vp, hp = padded(visible), padded(hidden)
+        g = hp // 16
+        f4, i4 = np.float32, np.int32
+        a = {
+            MASTER: aligned((g, vp, 16), i4),
+            HI: aligned((g, vp // 4, 16, 4), np.int8),
+            LO: aligned((g, vp // 4, 16, 4), np.int8),
+            BIAS_H: aligned((hp,), i4),
+            BIAS_V: aligned((vp,), i4),
+            NB_H: aligned((hp,), f4),
+            NB_V: aligned((vp,), f4),
+            MU_NEG: aligned((vp,), f4),
+            DV_NEG: aligned((vp,), f4),
+            DH: aligned((hp,), f4),
+            DA: aligned((vp, 16), f4),
+            DB: aligned((hp,), f4),
+            SUM_H0: aligned((hp,), i4),
+            SUM_H1: aligned((hp,), i4),
+            SUM_X: aligned((2, vp), i4),
+            SUM_V: aligned((vp,), i4),
+            PLANES: aligned((2, 2, 32, hp), np.int8),
+            COUNTS: aligned((vp // 4, 16), i4),
+            ERROR: aligned((8,), np.int64),
+        }
+        return cls(visible, hidden, a)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """The part of a workspace that depends on the number of rows too."""
+
+    rows: int
+    arrays: dict[int, AnyArray]
+
+    @classmethod
+    def new(cls, visible: int, hidden: int, rows: int) -> Batch:
+        vp, hp, bp = padded(visible), padded(hidden), padded(rows)
+        g = hp // 16
+        u1 = np.uint8
+        a = {
+            X: aligned((2, bp, vp), u1),
+            XT: aligned((2, vp, bp), u1),
+            P0: aligned((g, bp // 4, 16, 4), u1),
+            P1: aligned((g, bp // 4, 16, 4), u1),
+            ST: aligned((bp // 16, hp // 4, 16, 4), u1),
+            CH: aligned((bp // 16, hp // 4, 16, 4), u1),
+            V1: aligned((bp, vp), u1),
+            V1T: aligned((vp, bp), np.int8),
+            SAMPLES: aligned((2, bp, 64), u1),
+            C: aligned((16, 16, 64), np.int32),
+            WORDS: aligned((bp // 16, 16, 16), np.int32),
+            PAIR_KEYS: aligned((2, bp), np.uint32),
+            ROW_KEYS: aligned((2, bp), np.uint32),
+        }
+        return cls(rows, a)
+
+
+def addresses(*parts: dict[int, AnyArray]) -> NDArray[np.int64]:
+    """The table of addresses that the kernels take; the arrays must be kept alive."""
+    table = np.zeros(ADDRESSES, np.int64)
+    for part in parts:
+        for name, array in part.items():
+            table[name] = array.ctypes.data
+    return table
+
+
+@inline
+def operand(w):  # type: ignore[no-untyped-def]
+    """The 16-bit operand of a master: units 2^-12, rounded half up, saturated at +-7.97."""
+    return imin(imax(sar(iadd(w, vi(2048)), 12), vi(-32639)), vi(32639))
+
+
+@inline
+def refresh_quads(master, hi, lo):  # type: ignore[no-untyped-def]
+    """The two planes of four rows of one group, from 4 x 16 masters."""
+    high = vi(0)
+    low = vi(0)
+    for j in range(3, -1, -1):
+        t = operand(loadi(master + j * 64))
+        high = ior(shl(high, 8), iand(sar(iadd(t, vi(128)), 8), vi(255)))
+        low = ior(shl(low, 8), iand(t, vi(255)))
+    storei(hi, high)
+    storei(lo, low)
+
+
+@kernel
+def load_weights(flat, visible, hidden, master, hi, lo):  # type: ignore[no-untyped-def]
+    """Weights int32 [visible * hidden], row-major -> master and planes."""
+    groups = master.shape[0]
+    m, h, w = addr(master), addr(hi), addr(lo)
+    vp = master.shape[1]
+    for g in range(groups):
+        width = min(hidden - g * 16, 16)
+        for v in range(visible):
+            for j in range(width):
+                master[g, v, j] = flat[v * hidden + g * 16 + j]
+        for v in range(0, visible, 4):
+            at = g * vp + v
+            refresh_quads(m + at * 64, h + at * 16, w + at * 16)
+
+
+@kernel
+def store_weights(flat, visible, hidden, master):  # type: ignore[no-untyped-def]
+    """Master -> weights int32 [visible * hidden], row-major."""
+    for g in range(master.shape[0]):
+        width = min(hidden - g * 16, 16)
+        for v in range(visible):
+            for j in range(width):
+                flat[v * hidden + g * 16 + j] = master[g, v, j]
