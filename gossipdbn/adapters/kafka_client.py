@@ -104,6 +104,7 @@ class KafkaOptions:
             "isolation.level": "read_uncommitted",  # what is in the log counts; nothing here is transactional
             "fetch.wait.max.ms": 100,
             "fetch.error.backoff.ms": 50,
+            "fetch.queue.backoff.ms": 10,  # the default of a second would hold a reader of large records to 16 MB/s
             "queued.max.messages.kbytes": 16384,
             "fetch.message.max.bytes": self.message_bytes_max,
             "fetch.max.bytes": 2 * self.message_bytes_max,
