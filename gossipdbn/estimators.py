@@ -71,7 +71,7 @@ class _Encoding:
         return again * self.scale + self.mean if self.units == "gaussian" else again
 
 
-class _Network(BaseEstimator):  # type: ignore[misc]
+class _Network(BaseEstimator):
     """What both estimators share: encoding, the run key, the model."""
 
     visible_units: Units
@@ -131,7 +131,7 @@ class _Network(BaseEstimator):  # type: ignore[misc]
         return hasattr(self, "parameters_")
 
 
-class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Network):  # type: ignore[misc]
+class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Network):
     """Restricted Boltzmann machine trained by (persistent) contrastive divergence with the centred gradient.
 
     Parameters
@@ -250,7 +250,7 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Network):  # type:
         return self.spec_.hidden[0]
 
 
-class DBNClassifier(ClassifierMixin, _Network):  # type: ignore[misc]
+class DBNClassifier(ClassifierMixin, _Network):
     """Deep belief network: layers pretrained one by one by contrastive divergence, then backprop through all of them.
 
     Parameters
@@ -323,7 +323,7 @@ class DBNClassifier(ClassifierMixin, _Network):  # type: ignore[misc]
         return index.astype(np.int32)
 
     def _hidden(self) -> tuple[int, ...]:
-        sizes = self.hidden_layer_sizes
+        sizes: Any = self.hidden_layer_sizes
         return (int(sizes),) if isinstance(sizes, int | np.integer) else tuple(sizes)
 
     def fit(self, X: Any, y: Any) -> DBNClassifier:

@@ -195,7 +195,7 @@ def predict(
             count += len(best)
             columns = {"class": text[best], "probability": p[np.arange(len(best)), best].astype(np.float32)}
             if rows.labels is not None:
-                columns["label"] = np.where(rows.labels >= 0, text[rows.labels], None)
+                columns["label"] = np.where(rows.labels >= 0, text[rows.labels], np.array(None, object))
             if probabilities:
                 columns |= {f"p_{n}": p[:, i].astype(np.float32) for i, n in enumerate(names)}
             write(rows, columns)

@@ -17,6 +17,7 @@ from gossipdbn.models.spec import ModelSpec, PhaseSpec, parameter_count
 from gossipdbn.report import images
 from gossipdbn.report.page import CurvePoint, LedgerSummary, RunReport, Turn, render, write_page
 from gossipdbn.report.status import RunView, SlotView, StatusDisplay, count, duration, remaining_s, render_line
+from gossipdbn.report.summary import summary_lines
 from gossipdbn.report.svg import ticks
 
 VIEW = RunView(
@@ -212,3 +213,12 @@ def test_pictures_are_what_they_should_be() -> None:
 def test_ticks_are_round_and_inside(low: float, high: float) -> None:
     seen = ticks(low, high)
     assert seen and all(low - 1e-9 <= t <= high + 1e-9 for t in seen) and len(seen) <= 11
+
+
+def test_the_last_lines_tell_the_result_and_what_to_try() -> None:
+    text = "\n".join(summary_lines(_report(), "runs/report.html"))
+    for part in ("1.25 %", "1 of 80 rows", "16-8-6-3", "equal, digest ab12", "exact: 80,000 of 80,000", "runs/m.safetensors",
+                 "runs/report.html", "    gossipdbn show <run>"):  # fmt: skip
+        assert part in text
+    text = "\n".join(summary_lines(_report(digests=(("a", "1"), ("b", "2")), test_error=None, ledger=None)))
+    assert "DIFFER: a 1, b 2" in text and "test error" not in text and "ledger" not in text
