@@ -25,7 +25,7 @@ from typing import IO, Any
 
 from gossipdbn.errors import EmbeddedError
 
-__all__ = ["JavaProcess", "Workspace", "end_process", "free_ports", "port_is_free"]
+__all__ = ["JavaProcess", "Workspace", "end_process", "follow_parent", "free_ports", "port_is_free"]
 
 _LOG_BYTES_MAX = 8 << 20
 _FREE_BYTES_MIN = 256 << 20
@@ -173,7 +173,7 @@ class JavaProcess:
                 pass_fds=self._keep,
                 start_new_session=True,  # Ctrl-C at the terminal is for us, we stop the child ourselves
                 # One system call on a library loaded beforehand: nothing in the child takes a lock.
-                preexec_fn=_follow_parent(os.getpid()) if self._die_with_parent else None,  # noqa: PLW1509
+                preexec_fn=follow_parent(os.getpid()) if self._die_with_parent else None,  # noqa: PLW1509
             )
         except OSError as error:
             self._error = error
@@ -209,7 +209,9 @@ class JavaProcess:
             self.wait(5.0)
 
 
-def _follow_parent(parent: int) -> Callable[[], None]:
+def follow_parent(parent: int) -> Callable[[], None]:
+    """What a child calls to be ended (SIGTERM) when the process ``parent`` dies; ends at once if it is dead already."""
+
     def prepare() -> None:
         if _LIBC is not None:
             _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

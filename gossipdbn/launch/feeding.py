@@ -10,6 +10,7 @@ from gossipdbn.adapters.kafka_log import KafkaLog
 from gossipdbn.config import Home, RunConfig
 from gossipdbn.config.keys import read_keys
 from gossipdbn.core.topics import run_names
+from gossipdbn.launch.backlog import Backlog
 from gossipdbn.schema import schema_from_dict
 from gossipdbn.spark.feed import FeedProgress, FeedResult, FeedTarget, run_feed
 from gossipdbn.worker.control import load_control
@@ -28,8 +29,8 @@ def feed_run(
     keys = read_keys(security.key_file, security.key_id) if security.key_file else {}
     log = KafkaLog(bootstrap, kafka=dict(config.broker.options))
     control = load_control(log, run, keys, config.broker.prefix)
-    log.close()
     assert control.manifest is not None
+    backlog = Backlog(log, control.manifest, keys, config.broker.prefix) if config.source.endless else None
     folder = home.run(run)
     folder.path.mkdir(parents=True, exist_ok=True)
     target = FeedTarget(
@@ -40,13 +41,20 @@ def feed_run(
     told = [0.0]
 
     def progress(p: FeedProgress) -> None:
+        if backlog is not None:
+            backlog.fed(p.rows)
         if time.monotonic() - told[0] >= _TELL_S:
             told[0] = time.monotonic()
             say(f"feed: {p.stage}, {p.rows:,} rows in {p.shards:,} shards after {p.seconds:.0f} s")
 
-    result = run_feed(
-        config.source, schema_from_dict(control.manifest.schema), target, master=master, log_folder=folder.logs,
-        on_progress=progress, stop=stop.is_set,
-    )  # fmt: skip
+    try:
+        result = run_feed(
+            config.source, schema_from_dict(control.manifest.schema), target, master=master, log_folder=folder.logs,
+            on_progress=progress, stop=stop.is_set, backlog=backlog.rows if backlog is not None else None,
+        )  # fmt: skip
+    finally:
+        if backlog is not None:
+            backlog.close()
+        log.close()
     say(f"feed: {result.rows:,} rows, {'complete' if result.finished else 'stopped'} after {result.seconds:.1f} s")
     return result
