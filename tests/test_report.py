@@ -223,3 +223,22 @@ def test_the_last_lines_tell_the_result_and_what_to_try() -> None:
         assert part in text
     text = "\n".join(summary_lines(_report(digests=(("a", "1"), ("b", "2")), test_error=None, ledger=None)))
     assert "DIFFER: a 1, b 2" in text and "test error" not in text and "ledger" not in text
+
+
+@pytest.mark.parametrize(
+    ("ledger", "text"),
+    [
+        (LedgerSummary(True, 10, 10), "exactly as often as the plan says"),
+        (LedgerSummary(True, 0, 10), "endless"),
+        (LedgerSummary(False, 10, 4, 6), "6 rows are outstanding"),
+        (LedgerSummary(False, 10, 12), "do not add up"),
+    ],
+)
+def test_the_books_say_what_the_ledger_says(ledger: LedgerSummary, text: str) -> None:
+    assert text in render(_report(ledger=ledger))
+
+
+def test_a_stated_total_is_not_counted_twice() -> None:
+    report = _report(wall_seconds=(("feed", 2.0), ("training", 8.0), ("total", 11.0)))
+    assert "<dd>11 s" in render(report)
+    assert any(line.startswith("time          11 s") for line in summary_lines(report))

@@ -48,7 +48,7 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LedgerSummary:
-    """What the ledger says: whether trained rows equal planned ones exactly, and the counts."""
+    """What the ledger says: whether trained rows equal planned ones exactly, and the counts (planned 0: endless)."""
 
     exact: bool
     planned_rows: int
@@ -65,7 +65,7 @@ class RunReport:
     ----------
     run, model, model_path : run id, the final model, where it lies.
     phases : the plan. slots : number of slots.
-    wall_seconds : (part, seconds), for example ("training", 71.2).
+    wall_seconds : (part, seconds), for example ("training", 71.2); a part "total" is the whole, else they add up to it.
     updates, bytes_per_update : accepted updates; mean bytes of one on the log.
     test_error, test_rows : fraction of wrong classes on rows never trained; None without labels.
     confusion : int [classes, classes], true class by row; None without labels.
@@ -119,7 +119,7 @@ def _facts(r: RunReport) -> str:
         facts.append(("test error", f"{100 * r.test_error:.2f} %", f"{count(r.test_rows)} rows never trained on"))
     seconds = dict(r.wall_seconds)
     if seconds:
-        total = sum(seconds.values())
+        total = seconds.pop("total", sum(seconds.values()))
         training = seconds.get("training", total)
         facts.append(("time", duration(total), f"training {duration(training)}"))
         if trained and training:

@@ -165,16 +165,22 @@ def ledger(summary: LedgerSummary | None, digests: Sequence[tuple[str, str]]) ->
     """Rows planned and trained, and the digests of the replicas."""
     parts = []
     if summary:
-        verdict = (
-            '<p class="good">Every row was trained exactly as often as the plan says.</p>'
-            if summary.exact
-            else f'<p class="bad">{summary.outstanding_rows:,} rows are outstanding: the plan is not finished.</p>'
-        )
+        if summary.exact and summary.planned_rows:
+            kind, text = "good", "Every row was trained exactly as often as the plan says."
+        elif summary.exact:
+            kind, text = "good", "Every row was trained once; a stream has no last row."
+        elif summary.outstanding_rows:
+            kind, text = "bad", f"{summary.outstanding_rows:,} rows are outstanding: the plan is not finished."
+        else:
+            kind, text = "bad", "The books do not add up: compare the run's updates with its plan."
+        verdict = f'<p class="{kind}">{text}</p>'
         cells = (
-            ("planned", summary.planned_rows), ("trained", summary.trained_rows),
+            ("planned", summary.planned_rows or "endless"), ("trained", summary.trained_rows),
             ("outstanding", summary.outstanding_rows), ("revoked", summary.revoked_rows),
         )  # fmt: skip
-        rows = "".join(f'<tr><th scope="row">{n}</th><td>{v:,}</td></tr>' for n, v in cells)
+        rows = "".join(
+            f'<tr><th scope="row">{n}</th><td>{v if isinstance(v, str) else f"{v:,}"}</td></tr>' for n, v in cells
+        )
         parts.append(f"<div>{verdict}<table><tbody>{rows}</tbody></table></div>")
     if digests:
         same = len({d for _, d in digests}) == 1

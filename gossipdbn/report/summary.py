@@ -15,8 +15,10 @@ def summary_lines(report: RunReport, page_path: str = "") -> list[str]:
         of = f"{wrong:,} of {r.test_rows:,} rows, network {network(r.model)}"
         lines.append(f"test error    {100 * r.test_error:.2f} %  ({of})")
     if r.wall_seconds:
-        parts = ", ".join(f"{name} {duration(s)}" for name, s in r.wall_seconds)
-        lines.append(f"time          {duration(sum(s for _, s in r.wall_seconds))}  ({parts})")
+        seconds = dict(r.wall_seconds)
+        total = seconds.pop("total", sum(seconds.values()))
+        parts = ", ".join(f"{name} {duration(s)}" for name, s in seconds.items())
+        lines.append(f"time          {duration(total)}  ({parts})")
     if r.updates:
         share = 4 * len(r.model.parameters) / r.bytes_per_update if r.bytes_per_update else 0
         smaller = f", {share:.0f} times smaller than the model" if share > 1 else ""
