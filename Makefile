@@ -32,6 +32,9 @@ check: $(VENV)/.dev  ## lint, types, import floors, the code's own habits
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m pytest -q tests/test_tidy.py
 
+learning: $(VENV)/.test  ## the learning bars, seeds fixed (about an hour; ARGS="--quick" or "--tasks nltcs --data FOLDER")
+	@$(BIN)/python benchmarks/learning.py --json benchmarks/results/learning.json $(ARGS)
+
 clean:  ## remove .venv, caches and build folders; runs and brokers in your home stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage*
 	find gossipdbn tests -name __pycache__ -type d -prune -exec rm -rf {} +
