@@ -39,6 +39,7 @@ SPARK_KAFKA = "spark-kafka-4.2.0"
 Progress = Callable[[str], None]
 
 _LINE = re.compile(r"([\w.\-]+):([\w.\-]+):([\w.\-]+) sha256:([0-9a-f]{64}) (\d+)")
+_NOT_FOUND = re.compile(r"module not found: ([^\s#]+)#([^\s;]+);(\S+)")
 _RESOLVE_S_MAX = 900.0
 _STALL_S_MAX = 120.0
 
@@ -210,10 +211,12 @@ def _check(lock_name: str, locked: tuple[LockedJar, ...], work: Path, ivy_cache:
         reason = _reason(output)
         if "No space left" in output:
             raise OSError(errno.ENOSPC, reason)
+        # One that is not found keeps all from being handed out: name the culprits, not the hostages.
+        named = {f"{group}:{artifact}:{version}" for group, artifact, version in _NOT_FOUND.findall(output)}
+        culprits = sorted(named) or [f"{jar.group}:{jar.artifact}:{jar.version}" for jar in missing]
         raise EmbeddedError(
-            f"{lock_name}: {len(missing)} of {len(locked)} jars could not be fetched (first {missing[0].group}:"
-            f"{missing[0].artifact}:{missing[0].version}): {reason}. Check the network and try again; "
-            "behind a proxy set HTTPS_PROXY, for a mirror give your own Ivy settings"
+            f"{lock_name}: {len(culprits)} of {len(locked)} jars could not be fetched (first {culprits[0]}): {reason}. "
+            "Check the network and try again; behind a proxy set HTTPS_PROXY, for a mirror give your own Ivy settings"
         )
     for jar in locked:
         path = work / "jars" / jar.file_name
