@@ -28,6 +28,8 @@ Version = tuple[int, ...]
 GENESIS_TIP = b"\0" * 8
 RESUME, RESET = 0, 1
 OPEN, CLOSES_PHASE, DONE, FAILED = 0, 1, 2, 3
+CODECS = (0, 1, 2)
+E_MAX_RANGE = (-17, 6)
 
 
 class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=False):
@@ -72,7 +74,7 @@ class RowRange(NamedTuple):
 
     epoch: U63
     first: U63
-    count: U32
+    count: U32  # type: ignore[assignment] # the number of rows, not tuple.count
 
 
 class TensorDelta(NamedTuple):
@@ -94,7 +96,11 @@ Payload = Annotated[tuple[TensorDelta, ...], Meta(max_length=4096)]
 
 
 class Metrics(NamedTuple):
-    """What a round cost and reached; changes no state. Errors in millionths, times in microseconds."""
+    """What a round cost and reached; changes no state. Errors in millionths, times in microseconds.
+
+    ``staleness``: updates of other slots that came while the slot's previous round was trained, and which that round
+    therefore did not contain.
+    """
 
     reconstruction_ppm: U63 = 0
     loss_ppm: U63 = 0
@@ -266,5 +272,46 @@ def manifest_json(manifest: Manifest) -> bytes:
 
 
 def manifest_from_json(data: bytes) -> Manifest:
-    """Inverse of manifest_json; raises msgspec.ValidationError (a newer format is the caller's to name)."""
-    return msgspec.json.decode(data, type=Manifest)
+    """Inverse of manifest_json.
+
+    A manifest of another format is returned as far as it parses: naming that is the caller's business.
+
+    Raises
+    ------
+    ValueError : it does not parse, or a value makes no sense (msgspec's ValidationError is a ValueError).
+    """
+    manifest = msgspec.json.decode(data, type=Manifest)
+    problem = _manifest_problem(manifest) if manifest.format == 1 else ""
+    if problem:
+        raise ValueError(f"manifest of run {manifest.run}: {problem}")
+    return manifest
+
+
+def _manifest_problem(m: Manifest) -> str:
+    """The first thing in a manifest that no run can have, or ''. Readers index and allocate by these values."""
+    spec = m.spec
+    if spec.visible < 1 or not spec.hidden or min(spec.hidden) < 1 or spec.classes < 0:
+        return f"a model of {spec.visible} visible, {list(spec.hidden)} hidden units and {spec.classes} classes"
+    if any(not 0 <= c < spec.visible for c in spec.binary_columns):
+        return "binary_columns name units that are not there"
+    if len(m.visible_mean) != 4 * spec.visible:
+        return f"{len(m.visible_mean)} bytes of means for {spec.visible} visible units"
+    if m.codec not in CODECS or not E_MAX_RANGE[0] <= m.e_max <= E_MAX_RANGE[1] or m.run_key >= 1 << 64:
+        return f"codec {m.codec} with e_max {m.e_max}"
+    if not m.phases or m.gate < 0 or m.inline_bytes < 0:
+        return "no phases, or a negative gate or inline limit"
+    problems = (_phase_problem(m, i) for i in range(len(m.phases)))
+    return next((p for p in problems if p), "")
+
+
+def _phase_problem(m: Manifest, index: int) -> str:
+    p = m.phases[index]
+    if p.batch < 1 or p.tau < 1 or p.batch * p.tau > m.round_rows_max:
+        return f"phase {index}: rounds of {p.tau} minibatches of {p.batch} rows, at most {m.round_rows_max} are allowed"
+    if p.epochs is None and index < len(m.phases) - 1:
+        return f"phase {index} is endless and not the last"
+    if (p.epochs is not None and p.epochs < 1) or not 0 <= p.layer < len(m.spec.hidden):
+        return f"phase {index}: {p.epochs} epochs of layer {p.layer}"
+    if p.learner == "backprop" and not m.spec.classes:
+        return f"phase {index}: backprop needs classes"
+    return ""

@@ -105,6 +105,7 @@ class Worker:
         self._holds: dict[int, ev.Hold] = {}
         self._retry_at_s = 0.0
         self._idle_since_s: float | None = None
+        self._others: dict[int, int] = {}
         self._stored: deque[tuple[ev.StoreSnapshot, Future[SnapshotAnnounced]]] = deque()
 
     # ---- running ----------------------------------------------------------------------------------------------------
@@ -242,6 +243,14 @@ class Worker:
             for hold in list(self._holds.values()):
                 self._retry(hold)
 
+    def _hold(self, hold: ev.Hold) -> None:
+        """Stop at an undecided record; a payload that is in the store already is fetched at once."""
+        self._holds[hold.partition] = hold
+        self._reader.remove(self.topics.updates, hold.partition)
+        self._retry(hold)
+        if self._holds.get(hold.partition) == hold:
+            logger.warning("updates partition %d waits at offset %d: %s", hold.partition, hold.offset, hold.reason)
+
     def _retry(self, hold: ev.Hold) -> None:
         payload = fetch_payload(self._store, hold.wants) if hold.wants is not None else None
         if payload is None:
@@ -285,11 +294,7 @@ class Worker:
             case ev.AskEnd(partition=partition):
                 self._asks.append(partition)
             case ev.Hold():
-                logger.warning(
-                    "updates partition %d waits at offset %d: %s", effect.partition, effect.offset, effect.reason
-                )
-                self._holds[effect.partition] = effect
-                self._reader.remove(self.topics.updates, effect.partition)
+                self._hold(effect)
             case ev.Recover():
                 self._recover(effect)
             case ev.FollowRows(slot=slot):
@@ -323,7 +328,9 @@ class Worker:
             self.rows_trained + job.rows.count,
             self.train_s + taken,
         )
-        staleness = sum(self.host.replica.version) - sum(job.start_version)
+        others = sum(job.start_version) - job.start_version[job.slot]
+        staleness = others - self._others.get(job.slot, others)
+        self._others[job.slot] = others
         metrics = Metrics(
             _ppm(stats.reconstruction_error),
             _ppm(stats.loss),
