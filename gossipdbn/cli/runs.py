@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -15,11 +13,13 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
+from rich.console import Console
 
 from gossipdbn.cli.options import HomeOption, JsonOption, home_of, notice, terminal, write_json
 from gossipdbn.config import Home, load
 from gossipdbn.config.keys import read_keys
 from gossipdbn.embedded import broker as embedded
+from gossipdbn.embedded.process import follow_parent
 from gossipdbn.errors import ConfigError, GossipDbnError
 
 BootstrapOption = Annotated[
@@ -48,12 +48,9 @@ def register(app: typer.Typer) -> None:
 
 
 def _die_with(parent: int) -> None:
-    """Ask Linux for SIGTERM when the launcher ends, and end now if it already has."""
-    if not parent or sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-    if os.getppid() != parent:
-        raise SystemExit(0)
+    """Be ended by the kernel when the launcher dies, however it dies."""
+    if parent:
+        follow_parent(parent)()
 
 
 def _log_lines() -> None:
@@ -200,7 +197,7 @@ def worker(
     _log_lines()
     from gossipdbn.worker.process import WorkerSpec, run_worker, stop_on_signals
 
-    address = bootstrap or _running(home_of(home))
+    address = bootstrap or _running(home_of(home), run)
     spec = WorkerSpec(
         run, address, name or f"{os.uname().nodename}-{os.getpid()}", prefix, store, key_id, _keys(key_file, key_id),
         _kafka(kafka),
@@ -211,11 +208,27 @@ def worker(
     notice(f"worker {result.name}: {result.rounds} rounds, {result.rows} rows; digest {result.digest:016x}")
 
 
-def _running(home: Home) -> str:
+def _running(home: Home, run: str = "") -> str:
+    """The cluster that a run was started on from here; else the embedded broker, if it runs."""
     state = embedded.running(home.broker)
+    if elsewhere := _elsewhere(home, run):
+        return elsewhere
     if state is None:
-        raise ConfigError(f"no embedded broker runs in {home.broker}; give --bootstrap HOST:PORT")
+        raise ConfigError(f"no embedded broker runs in {home.broker}; `gossipdbn up` starts it, or give --bootstrap")
     return state.bootstrap
+
+
+def _elsewhere(home: Home, run: str) -> str:
+    """The user's own cluster that `train` noted for a run (by its id or its beginning); "" for others."""
+    found = [p for p in home.runs.glob("*/run.json") if run and p.parent.name.startswith(run)]
+    exact = [p for p in found if p.parent.name == run] or found
+    if len(exact) != 1:
+        return ""
+    try:
+        facts = msgspec.json.decode(exact[0].read_bytes(), type=dict[str, object])
+    except (OSError, msgspec.MsgspecError):
+        return ""
+    return "" if facts.get("embedded") else str(facts.get("bootstrap", ""))
 
 
 def feed(
@@ -243,26 +256,45 @@ def feed(
     _die_with(with_parent)
     _log_lines()
     from gossipdbn.launch.feeding import feed_run
+    from gossipdbn.launch.train import load_remembered
     from gossipdbn.worker.process import stop_on_signals
 
     where = home_of(home)
-    address = bootstrap or _running(where)
+    address = bootstrap or _running(where, run)
+    ours = config.absolute() == where.run(run).config.absolute()  # its relative paths start where it came from
+    settings = load_remembered(where, run)[0] if ours else load(config)
     with stop_on_signals() as asked:
-        result = feed_run(load(config), where, run, address, checkpoint, master, asked, notice)
+        result = feed_run(settings, where, run, address, checkpoint, master, asked, notice)
     write_json(json, result)
 
 
 def runs(
     home: HomeOption = None, bootstrap: BootstrapOption = "", prefix: PrefixOption = "", json: JsonOption = None
 ) -> None:
-    """List the runs of a cluster, newest first."""
+    """List the runs of a cluster, newest first.
+
+    Examples:
+
+        gossipdbn runs
+
+        gossipdbn runs --bootstrap kafka1:9092 --json -
+    """
+    out = terminal(json)
+    with _cluster(home_of(home), bootstrap) as address:
+        found = _list(address, prefix, out)
+    write_json(json, found)
+
+
+def _list(address: str, prefix: str, out: Console) -> list[Any]:
+    """Print the runs of a cluster; returns them."""
     from gossipdbn.adapters.kafka_log import KafkaLog
     from gossipdbn.launch.runs import RunInfo, list_runs
 
-    with _cluster(home_of(home), bootstrap) as address:
-        found = list_runs(KafkaLog(address), prefix)
-    write_json(json, [msgspec.to_builtins(r) for r in found])
-    out = terminal(json)
+    log = KafkaLog(address)
+    try:
+        found = list_runs(log, prefix)
+    finally:
+        log.close()
     for r in found:
         if isinstance(r, RunInfo):
             made = time.strftime("%Y-%m-%d %H:%M", time.gmtime(r.created_ms / 1000))
@@ -271,6 +303,7 @@ def runs(
             out.print(f"{r[0]:40s} unreadable: {r[1]}")
     if not found:
         out.print(f"no runs on {address}")
+    return [msgspec.to_builtins(r) for r in found]
 
 
 def show(
@@ -289,22 +322,31 @@ def show(
     """
     from gossipdbn.launch.look import look
 
-    with _cluster(home_of(home), bootstrap) as address:
+    where = home_of(home)
+    with _cluster(where, bootstrap or _elsewhere(where, run)) as address:
         seen = look(address, run, prefix, _keys(key_file))
     write_json(json, seen.facts)
     terminal(json).print(seen.table)
 
 
-def status(home: HomeOption = None, bootstrap: BootstrapOption = "", prefix: PrefixOption = "") -> None:
-    """What runs here: the embedded broker, and the runs of the cluster."""
+def status(
+    home: HomeOption = None, bootstrap: BootstrapOption = "", prefix: PrefixOption = "", json: JsonOption = None
+) -> None:
+    """What runs here: the embedded broker, and the runs of the cluster; `show RUN` looks closer.
+
+    Example:
+
+        gossipdbn status
+    """
     where = home_of(home)
     state = embedded.running(where.broker)
-    out = terminal()
+    out = terminal(json)
     out.print(
         f"broker: {state.bootstrap} (process {state.pid})" if state else f"no embedded broker runs in {where.broker}"
     )
-    if state or bootstrap:
-        runs(home, bootstrap or (state.bootstrap if state else ""), prefix, None)
+    address = bootstrap or (state.bootstrap if state else "")
+    found = _list(address, prefix, out) if address else []
+    write_json(json, {"broker": state, "bootstrap": address, "runs": found})
 
 
 def stop(
@@ -325,7 +367,7 @@ def stop(
     from gossipdbn.launch.look import find_run
     from gossipdbn.launch.runs import request_stop
 
-    address = bootstrap or _running(home_of(home))
+    address = bootstrap or _running(home_of(home), run)
     log = KafkaLog(address)
     try:
         name = find_run(log, run, prefix)
