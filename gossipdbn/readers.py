@@ -282,7 +282,6 @@ def _csv_tables(source: SourceConfig, file: str, types: Types | None, content: b
 
     named = {} if types is None else {k: pa.float64() if v == "number" else pa.string() for k, v in types.items()}
     head = 1 + source.header  # Arrow counts lines from 1, the header is one of them
-    names: list[str] = []
     try:
         with _opened(file, content) as stream:
             reader = csv.open_csv(
@@ -308,7 +307,17 @@ def _csv_tables(source: SourceConfig, file: str, types: Types | None, content: b
             raise DataError(
                 f"{file}: row {number - head}: expected {expected} values, got {actual}: {text!r}"
             ) from error
-        raise DataError(_csv_message(file, str(error), names, head)) from error
+        raise DataError(_csv_message(file, str(error), _csv_names(source, file, content), head)) from error
+
+
+def _csv_names(source: SourceConfig, file: str, content: bytes | None) -> list[str]:
+    """The header's names, for a message."""
+    import csv
+
+    with _opened(file, content) as stream:
+        first = stream.readline().decode(errors="replace")
+    cells = next(csv.reader([first], delimiter=source.delimiter), [])
+    return cells if source.header else [f"c{i}" for i in range(len(cells))]
 
 
 def _csv_message(file: str, text: str, names: list[str], head: int) -> str:
