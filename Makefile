@@ -64,4 +64,4 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.test
 	@$(PIP) install -q -e '.[dev]'
 	@touch $@
 
-.PHONY: help demo test unit integration check clean java
+.PHONY: help demo test unit integration check learning clean java
