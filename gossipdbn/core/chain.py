@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from gossipdbn.core import plan
 from gossipdbn.core.values import (
@@ -46,12 +47,13 @@ from gossipdbn.core.values import (
     Void,
 )
 from gossipdbn.kernels import codec
-from gossipdbn.models.spec import layout, phase_tensors
+from gossipdbn.models.spec import ModelSpec, layout, phase_tensors
 
-__all__ = ["Chain", "FetchedPayload", "fold", "genesis", "judge", "payload_digest", "tip_after"]
+__all__ = ["Chain", "FetchedPayload", "fold", "genesis", "judge", "payload_bytes_max", "payload_digest", "tip_after"]
 
 FetchedPayload = Payload | None
 EXACT = 0
+COUNT_MAX = (1 << 63) - 1
 _MASK = (1 << 64) - 1
 
 
@@ -107,6 +109,17 @@ def payload_digest(manifest: Manifest, payload: Payload) -> int:
     return total & _MASK
 
 
+@lru_cache(maxsize=64)
+def _payload_bytes_max(spec: ModelSpec) -> int:
+    per_block = 64  # ternary: planes and escapes; exact: 4 bytes a value; each part has a small header
+    return 1024 + sum(64 + t.blocks[0] * per_block + 4 * t.size for t in layout(spec))
+
+
+def payload_bytes_max(manifest: Manifest) -> int:
+    """No payload of the run is longer, by any codec: what a reader may fetch at most."""
+    return _payload_bytes_max(manifest.spec)
+
+
 def judge(
     manifest: Manifest, chain: Chain, partition: int, decoded: Decoded, fetched: FetchedPayload = None
 ) -> Verdict:
@@ -153,6 +166,8 @@ def _update_order(manifest: Manifest, chain: Chain, m: Update, sealed: Sealed) -
         return f"phase {m.phase} step {m.step}, the chain is at {chain.phase}, {chain.step}"
     if len(m.advance) != manifest.slots + 1:
         return "start_version has the wrong length"
+    if any(a + b > COUNT_MAX for a, b in zip(chain.start_version, m.advance, strict=True)):
+        return "start_version is beyond any log"
     return ""
 
 
@@ -171,7 +186,9 @@ def _update_rows(manifest: Manifest, chain: Chain, m: Update) -> str:
     if (epoch, first) not in (chain.cursor, (chain.cursor[0] + 1, 0)):
         return f"rows ({epoch}, {first}) do not continue the cursor {chain.cursor}"
     bound = plan.epoch_bound(manifest, chain.phase)
-    return f"epoch {epoch} is not of phase {chain.phase}" if bound is not None and epoch >= bound else ""
+    if epoch < plan.epoch_begin(manifest, chain.phase) or (bound is not None and epoch >= bound):
+        return f"epoch {epoch} is not of phase {chain.phase}"
+    return ""
 
 
 def _judge_payload(
@@ -185,6 +202,8 @@ def _judge_payload(
     payload = m.payload if m.payload is not None else fetched
     if m.payload is not None and m.payload_ref is not None:
         return Void("both an inline payload and a reference", m)
+    if m.payload_ref is not None and m.payload_ref.size > payload_bytes_max(manifest):
+        return Void(f"payload of {m.payload_ref.size} bytes, more than any of this run", m)
     if payload is None:
         if m.payload_ref is None:
             return Void("no payload", m)

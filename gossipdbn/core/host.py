@@ -130,7 +130,8 @@ class Host:
                     f"update {m.seq} was trained from digest {m.stated:016x}, the log gives {m.expected:016x}",
                 )
             )
-            if m.slot in self.slots and self.slots[m.slot].stage == RUNNING:
+            owner = self.slots.get(m.slot)
+            if owner is not None and owner.state is not None and owner.state.incarnation == m.incarnation:
                 effects += self._of(m.slot, lambda s: s.drop("its replica differs from the log"))
         self.replica.mismatches.clear()
         return effects
@@ -156,7 +157,7 @@ class Host:
         busy = [s for s in list(self.slots.values()) if s.stage in (CLAIMING, RECOVERING, RUNNING)]
         effects: list[Effect] = [Report("send-failed", -1, reason)]
         for slot in busy:
-            effects += self._swept(slot.drop(f"a send failed: {reason}", renew=True))
+            effects += self._swept(slot.drop(f"a send failed: {reason}"))
         return effects
 
     # ---- helpers ----------------------------------------------------------------------------------------------------

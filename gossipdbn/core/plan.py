@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 
 from gossipdbn.core.values import CLOSES_PHASE, DONE, Manifest, RowRange
 
-__all__ = ["Close", "Cursor", "Wait", "epoch_bound", "learning_rates", "minibatches", "next_rows", "progress"]
+__all__ = [
+    "Close",
+    "Cursor",
+    "Wait",
+    "epoch_begin",
+    "epoch_bound",
+    "learning_rates",
+    "minibatches",
+    "next_rows",
+    "progress",
+]
 
 Cursor = tuple[int, int]
 """(epoch, next row of that epoch)."""
@@ -35,12 +45,13 @@ class Wait:
 
 def epoch_bound(manifest: Manifest, phase: int) -> int | None:
     """First epoch that no longer belongs to ``phase``; None when the phase is endless."""
-    bound = 0
-    for p in manifest.phases[: phase + 1]:
-        if p.epochs is None:
-            return None
-        bound += p.epochs
-    return bound
+    epochs = manifest.phases[phase].epochs
+    return None if epochs is None else epoch_begin(manifest, phase) + epochs
+
+
+def epoch_begin(manifest: Manifest, phase: int) -> int:
+    """First epoch of ``phase``; an endless phase before it counts as one pass."""
+    return sum(1 if p.epochs is None else p.epochs for p in manifest.phases[:phase])
 
 
 def minibatches(manifest: Manifest, phase: int, rows: int) -> int:
@@ -65,14 +76,16 @@ def next_rows(
         epoch, first = epoch + 1, 0
     bound = epoch_bound(manifest, phase)
     if bound is None and ended:
-        bound = sum(p.epochs or 0 for p in manifest.phases[:phase]) + 1
+        bound = epoch_begin(manifest, phase) + 1
     if ended and (known == 0 or (bound is not None and epoch >= bound)):
         return Close(DONE if phase == len(manifest.phases) - 1 else CLOSES_PHASE)
+    if epoch > 0 and not ended:
+        return Wait("the end mark of its rows")  # the order of later epochs depends on how many rows there are
     there = known - first
     if there >= round_rows or (ended and there > 0):
         return RowRange(epoch, first, min(round_rows, there))
     whole = there // spec.batch * spec.batch
-    if not patient and whole:
+    if not patient and whole > 0:
         return RowRange(epoch, first, whole)
     return Wait("rows")
 
@@ -87,7 +100,7 @@ def learning_rates(manifest: Manifest, phase: int, rows: RowRange, total: int) -
     n = minibatches(manifest, phase, rows.count)
     if spec.epochs is None or spec.lr == spec.lr_final:
         return np.full(n, spec.lr, np.float32)
-    begin = sum(p.epochs or 0 for p in manifest.phases[:phase])
+    begin = epoch_begin(manifest, phase)
     inside = (rows.first + spec.batch * np.arange(n, dtype=np.float64)) / total if rows.epoch > 0 else np.zeros(n)
     done = np.minimum((rows.epoch - begin + inside) / spec.epochs, 1.0)
     return (spec.lr + (spec.lr_final - spec.lr) * done).astype(np.float32)

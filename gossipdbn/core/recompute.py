@@ -41,15 +41,20 @@ NextRecord = Callable[[int, int], "bytes | None"]
 """(partition, offset) -> the record there, or None at the end of what the log holds."""
 
 Fetch = Callable[[PayloadRef], "Payload | None"]
+Base = Callable[[Version], Replica]
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a recomputation gets its inputs: log records, spilled payloads, rows, and who trains."""
+    """Where a recomputation gets its inputs: log records, spilled payloads, rows, replicas, and who trains.
+
+    ``base``: a new replica at or below a version, from a snapshot or from the initial parameters.
+    """
 
     record: NextRecord
     fetch: Fetch
     rows: Rows
+    base: Base
     train: rounds.Trainer = rounds.run
 
 
@@ -118,22 +123,34 @@ class Recomputation:
         self.state.start_version = chain.start_version
 
     def advance(self, version: Version) -> None:
-        """Move the scratch replica's other partitions up to ``version``, never beyond."""
+        """Bring the scratch replica's other partitions to ``version``, exactly.
+
+        A snapshot's replica, or one that a reset has left behind, may contain more: the slot's next owner may have
+        lagged. Then an older base is brought forward instead.
+        """
+        if any(
+            c.count > n for p, (c, n) in enumerate(zip(self.scratch.chains, version, strict=True)) if p != self.slot
+        ):
+            self._begin_again(version)
         for p, n in enumerate(version):
-            if p == self.slot:
-                continue
-            while self.scratch.chains[p].count < n:
-                offset = self.scratch.chains[p].offset
-                raw = self._source.record(p, offset)
-                if raw is None:
-                    raise LogError(
-                        f"updates partition {p} holds {self.scratch.chains[p].count} updates, an update of slot "
-                        f"{self.slot} names {n}"
-                    )
-                _, payload = self._verdict(p, raw)
-                self.scratch.read(p, offset, raw, payload)
-            if self.scratch.chains[p].count > n:
-                raise LocalProtocolError(f"scratch replica is beyond the version of slot {self.slot}'s next update")
+            while p != self.slot and self.scratch.chains[p].count < n:
+                self._merge(p, f"an update of slot {self.slot} names {n} of its updates")
+
+    def _begin_again(self, version: Version) -> None:
+        offset = self.scratch.chains[self.slot].offset
+        self.scratch = self._source.base(version)
+        if any(c.count > n for c, n in zip(self.scratch.chains, version, strict=True)):
+            raise LocalProtocolError(f"a base at {self.scratch.version} was given for version {version}")
+        while self.scratch.chains[self.slot].offset < offset:
+            self._merge(self.slot, f"offset {offset} was read before")
+
+    def _merge(self, partition: int, why: str) -> None:
+        offset = self.scratch.chains[partition].offset
+        raw = self._source.record(partition, offset)
+        if raw is None:
+            raise LogError(f"updates partition {partition} ends at offset {offset}, but {why}")
+        _, payload = self._verdict(partition, raw)
+        self.scratch.read(partition, offset, raw, payload)
 
     def _again(self, logged: Update, offset: int, raw: bytes, version: Version, payload: Payload | None) -> Recomputed:
         self.advance(version)

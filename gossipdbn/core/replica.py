@@ -9,6 +9,7 @@ they come back from the log like everybody's.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from gossipdbn.models.spec import layout
 
 __all__ = ["DigestMismatch", "Replica", "add_payload"]
 
+WAITING_MAX = 4096
 _MASK = (1 << 64) - 1
 
 
@@ -32,6 +34,7 @@ class DigestMismatch:
 
     slot: int
     seq: int
+    incarnation: int
     stated: int
     expected: int
 
@@ -69,7 +72,7 @@ class Replica:
         self._base: Version = self.version
         self._base_digest = codec.digest(self.acc)
         self._sums: list[list[int]] = [[0] for _ in self.chains]
-        self._unchecked: list[tuple[Version, Update]] = []
+        self._waiting: dict[int, deque[tuple[Version, Update]]] = {}
 
     @property
     def version(self) -> Version:
@@ -96,9 +99,9 @@ class Replica:
             assert payload is not None
             add_payload(self.manifest, self.acc, payload)
             self._sums[partition].append((self._sums[partition][-1] + m.digest) & _MASK)
+            self._check_start_digests(list(self._waiting.pop(partition, ())))
             if isinstance(m, Update) and verdict.start_version is not None:
-                self._unchecked.append((verdict.start_version, m))
-            self._check_start_digests()
+                self._check_start_digests([(verdict.start_version, m)])
         return verdict
 
     def judge(self, partition: int, raw: bytes, fetched: Payload | None = None) -> Verdict:
@@ -118,15 +121,16 @@ class Replica:
             total += sums[n - base]
         return total & _MASK
 
-    def _check_start_digests(self) -> None:
-        """Compare stated start digests as soon as their version is complete here (bounded: the newest 4096 wait)."""
-        waiting: list[tuple[Version, Update]] = []
-        mine = self.version
-        for version, m in self._unchecked[-4096:]:
-            if any(n > have for n, have in zip(version, mine, strict=True)):
-                waiting.append((version, m))
+    def _check_start_digests(self, updates: list[tuple[Version, Update]]) -> None:
+        """Compare stated start digests with the log's; an update whose start is not complete here waits for it.
+
+        Each waits at the first partition that lacks something; what waits is bounded, the oldest goes unchecked.
+        """
+        for version, m in updates:
+            p = next((p for p, n in enumerate(version) if n > self.chains[p].count), None)
+            if p is not None:
+                self._waiting.setdefault(p, deque(maxlen=WAITING_MAX)).append((version, m))
                 continue
             expected = self.expected_digest(version)
             if expected is not None and expected != m.start_digest:
-                self.mismatches.append(DigestMismatch(m.slot, m.seq, m.start_digest, expected))
-        self._unchecked = waiting
+                self.mismatches.append(DigestMismatch(m.slot, m.seq, m.incarnation, m.start_digest, expected))

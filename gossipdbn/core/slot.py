@@ -6,8 +6,8 @@
        ^                        │ void                            │ reset             │ fenced, void, send failed
        └────────────────────────┴─────────────────────────────────┴───────────────────┘
 
-The log decides everything: an update counts when it is read back, a claim is won when it is read back as accepted, and a
-foreign accepted claim ends this owner at once. Nothing is ever remade under the same claim.
+The log decides everything: an update counts when it is read back, a claim is won when it is read back as accepted, and
+a foreign accepted claim ends this owner at once. Nothing is ever remade under the same claim.
 """
 
 from __future__ import annotations
@@ -51,9 +51,11 @@ from gossipdbn.core.values import (
     Version,
     Void,
 )
+from gossipdbn.errors import LocalProtocolError
 
 __all__ = ["Pending", "Settings", "Slot"]
 
+_MASK = (1 << 64) - 1
 READING, CLAIMING, RECOVERING, RUNNING, CLOSED = "reading", "claiming", "recovering", "running", "closed"
 
 
@@ -80,6 +82,7 @@ class Pending:
 
     raw: bytes
     payload: Payload
+    digest: int
 
 
 class Slot:
@@ -107,6 +110,7 @@ class Slot:
         self._last_snapshot_seq = -1
         self._now_s = 0.0
         self._dangling_asked: set[int] = set()
+        self._failure = ""
 
     # ---- claiming ---------------------------------------------------------------------------------------------------
     def start(self) -> list[Effect]:
@@ -121,15 +125,17 @@ class Slot:
             self._end = offset
         return self._dangling(partition, offset)
 
-    def drop(self, why: str, mode: int = RESUME, renew: bool = False) -> list[Effect]:
-        """Give up the state and, while the slot is ours to host, claim again with a growing random delay."""
-        had_state = self.stage in (RUNNING, RECOVERING)
-        self.state, self.busy = None, False
+    def drop(self, why: str, mode: int = RESUME) -> list[Effect]:
+        """Give up the state and, while the slot is ours to host, claim again with a growing random delay.
+
+        The delay starts anew with the next accepted update: two workers that both believe to host the slot, each
+        fencing the other while it recovers, must come to rest.
+        """
+        self.state, self.busy, self._failure = None, False, ""
         self.pending.clear()
         self._mode = mode
         self._dangling_asked.clear()
-        if not had_state or renew:
-            self._attempts += 1
+        self._attempts += 1
         delay = self._settings.claim_delay_s * 2 ** min(self._attempts, 10) * self._dice()
         self._claim_after_s = self._now_s + min(delay, self._settings.claim_delay_max_s)
         effects: list[Effect] = [Report("dropped", self.slot, why)]
@@ -170,7 +176,7 @@ class Slot:
         message = verdict.message
         if isinstance(message, Claim):
             return self._claim_read(raw, verdict)
-        if not isinstance(message, Update) or self.state is None or message.incarnation != self.state.incarnation:
+        if not isinstance(message, Update) or self.state is None or not self._under_this_claim(message):
             return []
         if isinstance(verdict, Accepted):
             if not self.pending or self.pending[0].raw != raw:
@@ -178,7 +184,12 @@ class Slot:
             self._echoed.append(self.pending.popleft().raw)
             self._attempts = 0
             return self._close() if self.state.closed and not self.pending else []
-        return [] if raw in self._echoed else self.drop(f"own update is void: {verdict.reason}", renew=True)
+        return [] if raw in self._echoed else self.drop(f"own update is void: {verdict.reason}")
+
+    def _under_this_claim(self, message: Update) -> bool:
+        assert self.state is not None
+        mine = (self._manifest.run, self.slot, self.state.incarnation)
+        return (message.run, message.slot, message.incarnation) == mine
 
     def _claim_read(self, raw: bytes, verdict: Accepted | Void) -> list[Effect]:
         mine = raw == self._claim and self.stage == CLAIMING
@@ -275,6 +286,8 @@ class Slot:
             ask = [j for j in behind if j not in self._dangling_asked]
             self._dangling_asked.update(ask)
             return [AskEnd(j) for j in ask]
+        if self._failure:
+            return self._publish_closing(state, version, FAILED, self._failure)
         return self._round(state, version)
 
     def _round(self, state: rounds.SlotState, version: Version) -> list[Effect]:
@@ -305,6 +318,7 @@ class Slot:
 
     def _train(self, state: rounds.SlotState, version: Version, rows: RowRange) -> list[Effect]:
         job = rounds.begin(state, self.parameters(), version, rows)
+        self._check_memory(job.start_digest, sum(p.digest for p in self.pending))
         if rounds.diverged(job.start):
             return self._publish_closing(
                 state,
@@ -315,6 +329,15 @@ class Slot:
         self.busy = True
         return [Train(job)]
 
+    def _check_memory(self, digest: int, pending: int = 0) -> None:
+        """What is in memory must be what the log says: a damaged replica trains nothing and is never stored."""
+        expected = self._replica.expected_digest(self._replica.version)
+        if expected is not None and digest != (expected + pending) & _MASK:
+            raise LocalProtocolError(
+                f"slot {self.slot}: the replica's digest is {digest:016x}, by the log it is "
+                f"{(expected + pending) & _MASK:016x}: memory is damaged; restart this worker"
+            )
+
     def trained(self, event: RoundTrained) -> list[Effect]:
         """A round is trained: publish its update."""
         if self.state is None or not self.busy or event.job.optimiser is not self.state.optimiser:
@@ -324,11 +347,10 @@ class Slot:
         return self._publish(self.state, update, event.job.start_version)
 
     def failed(self, reason: str) -> list[Effect]:
-        """Training cannot go on: close the slot as failed, so that nobody crashes on it in a loop."""
-        if self.state is None:
-            return []
-        self.busy = False
-        return self._publish_closing(self.state, self.version(), FAILED, reason)
+        """Training cannot go on: ``work`` closes the slot as failed, so that nobody crashes on it in a loop."""
+        if self.state is not None and not self.state.closed:
+            self.busy, self._failure = False, reason
+        return []
 
     def _publish_closing(self, state: rounds.SlotState, version: Version, kind: int, note: str = "") -> list[Effect]:
         update = rounds.closing(self._manifest, state, self.parameters(), version, kind, Metrics(), note)
@@ -342,7 +364,7 @@ class Slot:
             update = rounds.by_reference(update, spill[0])
         raw = self._wire.encode(update)
         rounds.sent(self._manifest, state, update, raw, version)
-        self.pending.append(Pending(raw, payload))
+        self.pending.append(Pending(raw, payload, update.digest))
         return [Publish(self.slot, raw, spill)]
 
     # ---- snapshots and leaving --------------------------------------------------------------------------------------
@@ -362,15 +384,13 @@ class Slot:
         effects: list[Effect] = []
         if state.seq != self._last_snapshot_seq:
             self._last_snapshot_seq = state.seq
+            digest = self._replica.digest()
+            self._check_memory(digest)
             kept = replace(
                 state, residual=state.residual.copy(), optimiser={k: v.copy() for k, v in state.optimiser.items()}
             )
             effects.append(
-                StoreSnapshot(
-                    Snapshot(
-                        self.slot, self._replica.acc.copy(), tuple(self._replica.chains), kept, self._replica.digest()
-                    )
-                )
+                StoreSnapshot(Snapshot(self.slot, self._replica.acc.copy(), tuple(self._replica.chains), kept, digest))
             )
         if not self.assigned:
             self.stage, self.state = CLOSED, None

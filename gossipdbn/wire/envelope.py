@@ -6,8 +6,9 @@
 
 The MAC is BLAKE2b-128 (RFC 7693) over the header's first 13 bytes and the body, keyed by the key of that id. Key id
 0 means "no key": the MAC is then a plain checksum, which finds accidents and not malice. A reader learns three things:
-the record is whole (``open_`` returns it), it can never be valid (RemoteProtocolError: void for every reader), or *this*
-reader cannot tell (``Unreadable``: an unknown format or key; the partition waits until software or keyring are updated).
+the record is whole (``open_`` returns it), it can never be valid (RemoteProtocolError: void for every reader), or
+*this* reader cannot tell (``Unreadable``: an unknown format or key; the partition waits until software or keyring are
+updated).
 """
 
 from __future__ import annotations

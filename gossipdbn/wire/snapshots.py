@@ -21,6 +21,7 @@ from gossipdbn.core.events import Snapshot
 from gossipdbn.core.rounds import ShardPosition, SlotState
 from gossipdbn.core.values import Manifest, SnapshotAnnounced
 from gossipdbn.errors import SnapshotCorrupt, SnapshotIncompatible
+from gossipdbn.kernels import codec
 from gossipdbn.models.spec import parameter_count
 
 __all__ = ["SNAPSHOT_FORMAT", "announce", "decode_snapshot", "encode_snapshot", "max_bytes"]
@@ -104,6 +105,22 @@ def _header(data: bytes) -> dict[str, object]:
     return metadata
 
 
+def _inconsistent(manifest: Manifest, meta: _Meta) -> str:
+    """What in the metadata contradicts itself, or ''. A snapshot is made when nothing is pending."""
+    n, c = manifest.slots + 1, meta.state
+    if len(meta.chains) != n or any(k.slots != manifest.slots or len(k.start_version) != n for k in meta.chains):
+        return "wrong number of chains"
+    if not 0 <= c.slot < manifest.slots or not 0 <= c.phase < len(manifest.phases):
+        return f"no slot {c.slot} or phase {c.phase}"
+    k = meta.chains[c.slot]
+    stated = (c.seq, c.step, tuple(c.cursor), c.phase, c.tip, c.start_version, c.incarnation)
+    if stated != (k.count, k.step, tuple(k.cursor), k.phase, k.tip, k.start_version, k.incarnation):
+        return "its state is not at the end of its chain"
+    if min(k.count, k.offset, k.step, *k.cursor, *k.start_version, *(j.offset for j in meta.chains)) < 0:
+        return "negative counters"
+    return ""
+
+
 def decode_snapshot(manifest: Manifest, data: bytes, sha256: bytes) -> Snapshot:
     """A snapshot from its bytes.
 
@@ -129,15 +146,18 @@ def decode_snapshot(manifest: Manifest, data: bytes, sha256: bytes) -> Snapshot:
             )
         meta = msgspec.json.decode(raw, type=_Meta)
         tensors = load(data)
-    except (KeyError, msgspec.MsgspecError, SafetensorError, UnicodeError) as e:
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError, SafetensorError) as e:
         raise SnapshotCorrupt(f"snapshot cannot be parsed: {e}") from e
     n = parameter_count(manifest.spec)
     for name in ("parameters", "residual"):
         if name not in tensors or tensors[name].dtype != np.int32 or tensors[name].shape != (n,):
             raise SnapshotCorrupt(f"snapshot tensor {name} is missing or of the wrong shape")
-    if len(meta.chains) != manifest.slots + 1:
-        raise SnapshotCorrupt("snapshot has the wrong number of chains")
     c = meta.state
+    problem = _inconsistent(manifest, meta)
+    if not problem and codec.digest(tensors["parameters"]) != meta.digest:
+        problem = "its parameters do not have its digest"
+    if problem:
+        raise SnapshotCorrupt(f"snapshot of slot {c.slot}: {problem}")
     optimiser = {k.removeprefix("optimiser."): v.copy() for k, v in tensors.items() if k.startswith("optimiser.")}
     state = SlotState(
         c.slot,

@@ -16,7 +16,7 @@ from gossipdbn.core.chain import genesis
 from gossipdbn.core.events import Recover, Recovered, Snapshot, Wire
 from gossipdbn.core.replica import Replica
 from gossipdbn.core.topics import RunTopics
-from gossipdbn.core.values import Manifest, Payload, PayloadRef, RowRange, SnapshotAnnounced
+from gossipdbn.core.values import Manifest, Payload, PayloadRef, RowRange, SnapshotAnnounced, Version
 from gossipdbn.errors import DataError, GossipDbnError, LogError, SnapshotError, StoreError
 from gossipdbn.ports import Log, Record, SnapshotStore
 from gossipdbn.wire import envelope
@@ -98,6 +98,8 @@ class Recovery:
         self.recomputed = 0
         self.rows = RowStore(manifest, effect.slot, keys, None, memory_bytes)
         self._log, self._topics, self._store, self._wire, self._keys = log, topics, store, wire, keys
+        self._announced = tuple(announced)
+        self._from_the_start = False
         self._candidates = deque(a for a in announced if a.seq <= effect.chain.count)
         self._train, self._steps_max, self._memory_bytes = train, steps_max, memory_bytes
         self._initial = initial or (lambda: rounds.initial_parameters(manifest))
@@ -113,6 +115,7 @@ class Recovery:
             step = next(self._run, None)
         except (DataError, StoreError, LogError, GossipDbnError) as e:
             if getattr(e, "retryable", False):
+                self._run = self._again.run(self.effect.chain.offset) if self._again is not None else None
                 raise
             return Recovered(self.slot, self.effect.incarnation, None, str(e))
         if step is not None:
@@ -131,7 +134,7 @@ class Recovery:
         assert self._again is not None
         state, chain = self._again.state, self.effect.chain
         if (state.tip, state.seq) != (chain.tip, chain.count):
-            if not self._candidates and self._again.scratch.chains[self.slot].worker == "":
+            if self._from_the_start:
                 return self._failed("the log does not lead to the claimed history")
             self.skipped.append("a snapshot is of another history")
             self._run = None
@@ -161,14 +164,30 @@ class Recovery:
             base = Replica(self.manifest, self._wire.decode, snapshot.parameters, snapshot.chains)
             state = snapshot.state
         self.rows = RowStore(self.manifest, self.slot, self._keys, state.shards, self._memory_bytes)
+        self._from_the_start = snapshot is None
         source = recompute.Source(
             LogCursor(self._log, self._topics.updates),
             lambda ref: fetch_payload(self._store, ref),
             self._get,
+            self._base,
             self._train,
         )
         self._again = recompute.Recomputation(self.manifest, self.slot, base, state, self._wire, source)
         self._run = self._again.run(self.effect.chain.offset)
+
+    def _base(self, version: Version) -> Replica:
+        """A replica at or below ``version``: the newest snapshot that is, or the initial parameters."""
+        for announced in self._announced:
+            if len(announced.version) == len(version) and all(
+                a <= b for a, b in zip(announced.version, version, strict=True)
+            ):
+                try:
+                    s = fetch_snapshot(self._store, self.manifest, announced)
+                except (SnapshotError, StoreError) as e:
+                    self.skipped.append(str(e))
+                    continue
+                return Replica(self.manifest, self._wire.decode, s.parameters, s.chains)
+        return Replica(self.manifest, self._wire.decode, self._initial())
 
     def _next_snapshot(self) -> Snapshot | None:
         while self._candidates:
