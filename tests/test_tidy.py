@@ -17,11 +17,16 @@ FUNCTION_LINES = 70
 FILE_LINES = 450
 
 # Each exception is named with its reason; an entry that is no longer needed fails the test that reads it.
-LONG_FUNCTIONS: dict[str, str] = {}
-LONG_FILES: dict[str, str] = {}
+LONG_FUNCTIONS: dict[str, str] = {
+    "gossipdbn/kernels/tiles.py::tile": "builds one unrolled register tile; its parts share every local",
+}
+LONG_FILES: dict[str, str] = {
+    "gossipdbn/kernels/vectors.py": "one table of vector operations, a few lines each",
+}
 READS_ENVIRONMENT: dict[str, str] = {
     "gossipdbn/embedded/artifacts.py": "http_proxy and its kin, handed on to a Java that does not read them itself",
     "gossipdbn/embedded/java.py": "JAVA_HOME, PATH and the cache folder are how a machine says where its Java is",
+    "gossipdbn/spark/session.py": "PySpark takes its settings from the environment when it starts its JVM",
 }
 TEXT = {
     ".py",

@@ -239,7 +239,7 @@ class Follower:
             rows_per_s=sum(r for _, r, _ in self._recent) / span,
             updates_per_s=sum(u for _, _, u in self._recent) / span, updates=sum(f.updates for f in self._slots),
             error=sum(errors) / len(errors) if errors else None,
-            error_name="training error" if self.manifest.phases[phase].learner == "backprop" else "reconstruction error",
+            error_name=_error_name(self.manifest.phases[phase]),
             workers=workers, claims=self.seen.claims, voids=sum(c.voids for c in self.replica.chains),
             undecided=len(self.held), slots=tuple(self._slot_view(s, extra(s)) for s in range(self.manifest.slots)),
             waits=(*waits, *(f"updates partition {p}: {why}" for p, why in self.held.items())),
@@ -251,10 +251,14 @@ class Follower:
         phase = min(chain.phase, len(self.manifest.phases) - 1)
         return SlotView(
             slot=slot, worker=facts.worker, incarnation=chain.incarnation, phase=phase,
-            phase_name=phase_name(self.manifest.phases[phase]), rows_done=facts.rows, rows_planned=self.planned_of(slot),
-            updates=facts.updates, staleness=facts.staleness, error=facts.error, closed=chain.closed,
+            phase_name=phase_name(self.manifest.phases[phase]), rows_done=facts.rows,
+            rows_planned=self.planned_of(slot), updates=facts.updates, staleness=facts.staleness, error=facts.error, closed=chain.closed,
             note=chain.failed or note,
         )  # fmt: skip
+
+
+def _error_name(phase: PhaseSpec) -> str:
+    return "training error" if phase.learner == "backprop" else "reconstruction error"
 
 
 def _error(phase: PhaseSpec, message: Update) -> float:

@@ -97,7 +97,8 @@ def finish(
     page = folder.path / "report.html"
     result = TrainResult(
         run=follower.manifest.run, state=state, test_error=evaluation.error if evaluation else None,
-        test_rows=evaluation.rows if evaluation else 0, rows=sum(rows) if len(rows) == follower.manifest.slots else None,
+        test_rows=evaluation.rows if evaluation else 0,
+        rows=sum(rows) if len(rows) == follower.manifest.slots else None,
         wall_seconds={k: round(v, 2) for k, v in wall.items()}, updates=follower.ledger.updates,
         bytes_per_update=round(follower.seen.bytes / max(1, follower.ledger.updates), 1), digests=digests,
         ledger=LedgerFacts(s.exact, s.planned_rows, s.trained_rows, s.outstanding_rows, s.revoked_rows, s.problems),

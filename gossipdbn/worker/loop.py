@@ -40,7 +40,8 @@ class WorkerOptions:
     """How a worker behaves; nothing here changes what an update is.
 
     ``name``: unique among live workers. ``snapshot_every_s``: per slot; ``keep``: how many are kept.
-    ``memory_bytes``: packed rows in memory, per slot. ``idle_exit_s``: leave when nothing is hosted for so long; 0 never.
+    ``memory_bytes``: packed rows in memory, per slot. ``idle_exit_s``: leave when nothing is hosted for so long; 0
+    never.
     """
 
     name: str

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import Any
 
 from gossipdbn.adapters.clock import SystemClock
 from gossipdbn.adapters.kafka_log import KafkaLog
@@ -55,7 +56,7 @@ def run_settings(manifest: Manifest) -> dict[str, object]:
 def stop_on_signals() -> Iterator[threading.Event]:
     """An event that SIGTERM and SIGINT set; a second one ends the process as usual."""
     asked = threading.Event()
-    before = {}
+    before: dict[int, Any] = {}
 
     def stop(number: int, _frame: FrameType | None) -> None:
         asked.set()
