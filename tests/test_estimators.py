@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gossipdbn.models.learners import predict_proba
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
@@ -20,6 +19,7 @@ from gossipdbn import estimators
 from gossipdbn.estimators import RBM, DBNClassifier
 from gossipdbn.models.dbn import train, visible_mean
 from gossipdbn.models.files import load_model, save_model
+from gossipdbn.models.learners import predict_proba
 from gossipdbn.models.spec import ModelSpec, PhaseSpec
 
 

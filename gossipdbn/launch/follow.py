@@ -252,7 +252,8 @@ class Follower:
         return SlotView(
             slot=slot, worker=facts.worker, incarnation=chain.incarnation, phase=phase,
             phase_name=phase_name(self.manifest.phases[phase]), rows_done=facts.rows,
-            rows_planned=self.planned_of(slot), updates=facts.updates, staleness=facts.staleness, error=facts.error, closed=chain.closed,
+            rows_planned=self.planned_of(slot), updates=facts.updates,
+            staleness=facts.staleness, error=facts.error, closed=chain.closed,
             note=chain.failed or note,
         )  # fmt: skip
 

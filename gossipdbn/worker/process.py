@@ -68,8 +68,8 @@ def stop_on_signals() -> Iterator[threading.Event]:
     try:
         yield asked
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for asked_for, handler in before.items():
+            signal.signal(asked_for, handler)
 
 
 def run_worker(spec: WorkerSpec, stop: threading.Event | None = None) -> WorkerResult:
