@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["gossipdbn.testing"]
+
 # Inputs are drawn the same way everywhere; a slow first call is numba compiling.
 settings.register_profile("gossipdbn", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gossipdbn"))

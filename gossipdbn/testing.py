@@ -1,0 +1,291 @@
+"""A pytest plugin to test training jobs against real parts: a Kafka broker, worker processes, kills and pauses.
+
+Enable it in ``conftest.py``::
+
+    pytest_plugins = ["gossipdbn.testing"]
+
+and write what should hold::
+
+    def test_a_killed_worker_loses_nothing(gossip_run):
+        run = gossip_run(hidden=(32,), phases=[PhaseSpec("cd", epochs=3, batch=20)], visible=64)
+        run.feed_rows(rows)
+        run.start_workers(2)
+        run.wait_for(lambda f: f.ledger.updates > 20)
+        run.kill_worker("w1")
+        run.start_worker("w3")
+        run.wait_until_finished()
+        run.assert_exact_ledger()
+        run.assert_replayable()
+
+Fixtures
+--------
+gossip_broker : bootstrap address, for the whole test session: ``--gossip-bootstrap``, else a container of
+    ``--gossip-image``, else an embedded broker.
+gossip_run : a function that creates a run on it and returns a :class:`RunHarness`; everything it started is ended
+    after the test, with the workers' logs in the report when the test failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gossipdbn.adapters.kafka_log import KafkaLog
+from gossipdbn.adapters.stores import open_store
+from gossipdbn.core import recompute, rounds
+from gossipdbn.core.chain import genesis
+from gossipdbn.core.replica import Replica
+from gossipdbn.core.topics import run_names
+from gossipdbn.core.values import Manifest, RowRange
+from gossipdbn.embedded.provision import provide_broker
+from gossipdbn.kernels.version import NUMERICS
+from gossipdbn.launch.children import Child, tail
+from gossipdbn.launch.follow import Follower
+from gossipdbn.launch.runs import create_run, request_stop, resume_run, software
+from gossipdbn.models.spec import ModelSpec, PhaseSpec, VisibleUnits
+from gossipdbn.ports import Log, Writer
+from gossipdbn.wire import envelope
+from gossipdbn.wire.messages import RunWire
+from gossipdbn.wire.shards import ShardSequence, dtype_code, encode_shard, make_shard, shard_id, slot_of
+from gossipdbn.worker.control import load_control
+from gossipdbn.worker.recover import LogCursor, fetch_payload
+from gossipdbn.worker.rows import RowStore
+
+__all__ = ["RunHarness", "gossip_broker", "gossip_run"]
+
+_numbers = itertools.count(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--gossip-bootstrap`` and ``--gossip-image``: a cluster, or a container, instead of an embedded broker."""
+    parser.addoption(
+        "--gossip-bootstrap", default="", metavar="HOST:PORT", help="Kafka brokers for gossipdbn's fixtures"
+    )
+
+
+@pytest.fixture(scope="session")
+def gossip_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The bootstrap address of a real broker."""
+    address = str(request.config.getoption("--gossip-bootstrap"))
+    image = str(request.config.getoption("--gossip-image"))
+    with provide_broker(tmp_path_factory.mktemp("broker"), address=address, image=image) as broker:
+        yield broker.bootstrap
+
+
+@pytest.fixture
+def gossip_run(
+    gossip_broker: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., RunHarness]]:
+    """Create runs: ``gossip_run(visible=64, hidden=(32,), phases=[...], slots=4, ...)``."""
+    made: list[RunHarness] = []
+
+    def create(**options: Any) -> RunHarness:
+        made.append(RunHarness(gossip_broker, tmp_path / f"run{len(made)}", name=request.node.name, **options))
+        return made[-1]
+
+    yield create
+    for run in made:
+        run.close()
+
+
+class RunHarness:
+    """One run under test: feed it, work on it, break it, check it.
+
+    Parameters
+    ----------
+    visible, hidden, visible_units, classes : the model. phases : the plan. slots : logical trainers.
+    manifest : more fields of :class:`gossipdbn.core.values.Manifest`.
+    snapshot_every_s, session_timeout_ms : operational settings, short by default so that tests are quick.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        folder: Path,
+        *,
+        visible: int,
+        hidden: Sequence[int],
+        phases: Sequence[PhaseSpec],
+        slots: int = 4,
+        visible_units: VisibleUnits = "binary",
+        classes: int = 0,
+        name: str = "test",
+        seed: int = 1,
+        snapshot_every_s: float = 1.0,
+        session_timeout_ms: int = 3000,
+        visible_mean: NDArray[np.float32] | None = None,
+        **manifest: Any,
+    ) -> None:
+        self.folder, self.bootstrap = folder, bootstrap
+        folder.mkdir(parents=True, exist_ok=True)
+        safe = "".join(c if c.isalnum() else "-" for c in name)[:60]
+        mean = np.full(visible, 0.5, np.float32) if visible_mean is None else visible_mean
+        self.manifest = Manifest(
+            run=f"{safe}-{time.time_ns() // 1_000_000}-{next(_numbers)}", slots=slots,
+            spec=ModelSpec(visible, tuple(hidden), visible_units, classes), phases=tuple(phases), run_key=seed,
+            visible_mean=mean.astype("<f4").tobytes(), versions=software(), numerics=NUMERICS,
+            config={"store": str(folder / "store"), "snapshot_every_s": snapshot_every_s, "keep": 2,
+                    "session_timeout_ms": session_timeout_ms, "memory_mb": 256, "linger_s": 0.2},
+            created_ms=time.time_ns() // 1_000_000, **manifest,
+        )  # fmt: skip
+        self.run = self.manifest.run
+        self.log: Log = KafkaLog(bootstrap)
+        create_run(self.log, self.manifest)
+        self.topics = run_names(self.run)
+        self.store = open_store(str(folder / "store"))
+        self.workers: dict[str, Child] = {}
+        self._writer: Writer = self.log.writer()
+        self._sequences = [ShardSequence() for _ in range(slots)]
+        self._shards = 0
+        self._rows_fed = 0
+        self.follower = Follower(self.log, load_control(self.log, self.run, {}), self.store, {})
+
+    def close(self) -> None:
+        """End everything that was started."""
+        for child in self.workers.values():
+            if child.process is not None and child.alive:
+                child.process.send_signal(signal.SIGCONT)
+                child.process.kill()
+            child.wait(5.0)
+        self.follower.close()
+        self._writer.close()
+        self.log.close()
+
+    # ---- rows -------------------------------------------------------------------------------------------------------
+    def feed_rows(
+        self, values: NDArray[Any], labels: NDArray[np.int32] | None = None, *, end: bool = True, shard_rows: int = 50
+    ) -> None:
+        """Put encoded rows [n, V] on the shards topic, and end marks if ``end``. Call it as often as rows come."""
+        dtype = dtype_code(self.manifest.spec.visible_units)
+        for first in range(0, len(values), shard_rows):
+            part = values[first : first + shard_rows]
+            names = None if labels is None else labels[first : first + shard_rows]
+            at = self._rows_fed + first
+            shard = make_shard(shard_id("test", self._shards, at, len(part)), part, names, dtype)
+            self._shards += 1
+            slot = slot_of(shard.id, self.manifest.slots)
+            self._sequences[slot].add(shard)
+            self._writer.send(self.topics.shards, slot, envelope.seal(encode_shard(shard)))
+        self._rows_fed += len(values)
+        if end:
+            for slot, sequence in enumerate(self._sequences):
+                self._writer.send(self.topics.shards, slot, envelope.seal(encode_shard(sequence.end_mark())))
+        assert self._writer.flush(30.0), self._writer.failure()
+
+    # ---- workers ----------------------------------------------------------------------------------------------------
+    def start_worker(self, name: str) -> Child:
+        """Start a worker process."""
+        arguments = ["worker", "--run", self.run, "--bootstrap", self.bootstrap, "--name", name]
+        child = Child(name, arguments, self.folder / f"{name}.log")
+        self.workers[name] = child
+        child.start()
+        return child
+
+    def start_workers(self, count: int) -> None:
+        """Start workers w1, w2, ..."""
+        for i in range(1, count + 1):
+            self.start_worker(f"w{i}")
+
+    def kill_worker(self, name: str) -> None:
+        """SIGKILL: no goodbye, no snapshot."""
+        process = self.workers[name].process
+        assert process is not None
+        process.kill()
+        process.wait()
+
+    def pause_worker(self, name: str) -> None:
+        """SIGSTOP: the process hangs with everything it has in its buffers."""
+        process = self.workers[name].process
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+
+    def resume_worker(self, name: str) -> None:
+        """SIGCONT."""
+        process = self.workers[name].process
+        assert process is not None
+        process.send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """Ask all workers to flush, snapshot and leave, and wait for it."""
+        request_stop(self.log, self.run, "the test")
+        for child in self.workers.values():
+            assert child.wait(30.0), self.report()
+
+    def resume(self) -> None:
+        """Let workers work again after ``stop``."""
+        resume_run(self.log, self.run)
+
+    # ---- waiting ----------------------------------------------------------------------------------------------------
+    def wait_for(self, condition: Callable[[Follower], Any], timeout_s: float = 60.0) -> None:
+        """Follow the run until ``condition`` holds; fails with the workers' logs at the timeout."""
+        deadline = time.monotonic() + timeout_s
+        while not condition(self.follower):
+            self.follower.poll(0.05, time.monotonic())
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not reached within {timeout_s:.0f} s\n{self.report()}")
+
+    def wait_until_finished(self, timeout_s: float = 120.0) -> None:
+        """Follow the run to its end and wait for its workers to leave."""
+        self.wait_for(lambda f: f.finished, timeout_s)
+        for child in self.workers.values():
+            if child.process is not None and child.process.poll() is None:
+                child.wait(20.0)
+
+    def report(self) -> str:
+        """What is known: version, and the end of every worker's log."""
+        lines = [f"version {self.follower.replica.version}, held {self.follower.held}"]
+        for name, child in self.workers.items():
+            lines += [f"--- {name} ({'alive' if child.alive else 'ended'})", tail(child.log, 15)]
+        return "\n".join(lines)
+
+    # ---- checks -----------------------------------------------------------------------------------------------------
+    def assert_exact_ledger(self) -> None:
+        """Every row was trained exactly as often as the plan says."""
+        summary = self.follower.summary()
+        assert summary.exact and summary.outstanding_rows == 0, (summary, self.report())
+
+    def digests(self) -> dict[str, str]:
+        """Final digest as each worker states it, and as the log gives it."""
+        self.follower.catch_up(time.monotonic())
+        stated = {n: f"{w.digest:016x}" for n, w in self.follower.control.workers.items()
+                  if w.version == self.follower.replica.version}  # fmt: skip
+        return {**stated, "log": f"{self.follower.replica.digest():016x}"}
+
+    def assert_replayable(self) -> None:
+        """Recompute every update of every slot from the log alone and compare it byte for byte."""
+        for slot in range(self.manifest.slots):
+            wire = RunWire()
+            scratch = Replica(self.manifest, wire.decode, rounds.initial_parameters(self.manifest))
+            state = rounds.fresh_state(self.manifest, slot, genesis(self.manifest.slots))
+            rows = self._all_rows(slot)
+            source = recompute.Source(LogCursor(self.log, self.topics.updates),
+                                      lambda ref: fetch_payload(self.store, ref), rows)  # fmt: skip
+            for r in recompute.Recomputation(self.manifest, slot, scratch, state, wire, source).run():
+                recompute.require_same(r)
+
+    def _all_rows(self, slot: int) -> Callable[[RowRange], Any]:
+        rows = RowStore(self.manifest, slot, {})
+        for record in self.log.read(self.topics.shards, slot, *self.log.offsets(self.topics.shards, slot)):
+            rows.feed(record.offset, record.value)
+        return rows.get
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Add the workers' logs to the report of a failed test."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    if report.when == "call" and report.failed:
+        for value in getattr(item, "funcargs", {}).values():
+            if isinstance(value, RunHarness):
+                with contextlib.suppress(Exception):
+                    report.sections.append(("gossipdbn workers", value.report()))
