@@ -10,7 +10,7 @@ claim                incarnation = newest accepted + 1, the slot is not closed, 
 update               its key is the claim's, incarnation the newest, ``prev`` the tip, seq the count, phase and step
                      the chain's, rows continue the cursor, start_version never goes back and names itself exactly,
                      tensors, codecs and bounds are the manifest's, and the payload has the stated digest
-closing update       the same, with no rows; the last one (done or failed) closes the partition for ever
+closing update       the same, with no rows; the last one (done, failed, given up) closes the partition for ever
 revocation           on the operator's partition, numbered without gaps, ranges never overlap
 ===================  ===============================================================================================
 """
@@ -28,6 +28,7 @@ from gossipdbn.core.values import (
     DONE,
     FAILED,
     GENESIS_TIP,
+    GIVEN_UP,
     OPEN,
     RESET,
     Accepted,
@@ -178,7 +179,7 @@ def _update_rows(manifest: Manifest, chain: Chain, m: Update) -> str:
     if m.closing != OPEN:
         if count or (epoch, first) != chain.cursor:
             return "a closing update has no rows"
-        if (m.closing == DONE) != last and m.closing != FAILED:
+        if (m.closing == DONE) != last and m.closing not in (FAILED, GIVEN_UP):
             return "closes a phase that is not its own"
         return ""
     if not 0 < count <= manifest.round_rows_max:
@@ -270,7 +271,7 @@ def fold(manifest: Manifest, chain: Chain, raw: bytes, verdict: Accepted | Void)
         cursor=(m.rows.epoch, m.rows.first + m.rows.count),
         step=chain.step + plan.minibatches(manifest, m.phase, m.rows.count),
         phase=chain.phase + (m.closing == CLOSES_PHASE),
-        closed=m.closing in (DONE, FAILED),
+        closed=m.closing in (DONE, FAILED, GIVEN_UP),
         failed=(m.note or "failed") if m.closing == FAILED else "",
     )
 

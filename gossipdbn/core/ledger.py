@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gossipdbn.core.values import DONE, FAILED, OPEN, Manifest, Revocation, Update
+from gossipdbn.core.values import DONE, FAILED, GIVEN_UP, OPEN, Manifest, Revocation, Update
 
 __all__ = ["Entry", "Ledger", "Summary"]
 
@@ -55,7 +55,7 @@ class Ledger:
             self.updates += 1
             if message.rows.count:
                 self.entries[message.slot].append(Entry(message.seq, message.incarnation, message.phase, *message.rows))
-            if message.closing in (DONE, FAILED):
+            if message.closing in (DONE, FAILED, GIVEN_UP):
                 self.closed[message.slot] = message.closing
         elif isinstance(message, Revocation):
             self.updates += 1

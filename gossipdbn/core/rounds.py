@@ -10,7 +10,8 @@ an update. Live training, recovery and replay all call these three, and nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -33,11 +34,13 @@ from gossipdbn.core.values import (
     Update,
     Version,
 )
+from gossipdbn.errors import SnapshotCorrupt, SnapshotMissing
 from gossipdbn.kernels import codec
 from gossipdbn.models import learners
 from gossipdbn.models.spec import layout, parameter_count, phase_tensors, share_divisor
 
 __all__ = [
+    "GetObject",
     "RoundJob",
     "ShardPosition",
     "SlotState",
@@ -46,10 +49,14 @@ __all__ = [
     "finish",
     "fresh_state",
     "initial_parameters",
+    "parameters_name",
     "run",
 ]
 
 DIVERGED_AT = 1 << 30
+
+GetObject = Callable[[str, int], bytes]
+"""(name, most bytes) -> an object of the snapshot store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +111,27 @@ def _mean(data: bytes) -> NDArray[np.float32]:
     return np.frombuffer(data, "<f4").astype(np.float32)
 
 
-def initial_parameters(manifest: Manifest) -> NDArray[np.int32]:
-    """theta_0, int32 [P]: a function of the manifest alone."""
-    return learners.initial_parameters(manifest.spec, manifest.run_key, _mean(manifest.visible_mean))
+def initial_parameters(manifest: Manifest, get: GetObject | None = None) -> NDArray[np.int32]:
+    """theta_0, int32 [P]: a function of the manifest alone, and of the stored object it names if it has a parent.
+
+    Raises
+    ------
+    SnapshotMissing, SnapshotCorrupt : ``get`` (a snapshot store's) does not give the parent's parameters.
+    """
+    if manifest.parent is None:
+        return learners.initial_parameters(manifest.spec, manifest.run_key, _mean(manifest.visible_mean))
+    name, size = parameters_name(manifest.parent), 4 * parameter_count(manifest.spec)
+    if get is None:
+        raise SnapshotMissing(f"run {manifest.run} starts from {name} in the snapshot store, and no store is at hand")
+    data = get(name, size)
+    if len(data) != size or hashlib.sha256(data).hexdigest() != manifest.parent.get("parameters"):
+        raise SnapshotCorrupt(f"{name}, the initial parameters of run {manifest.run}, is damaged in the snapshot store")
+    return np.frombuffer(data, "<i4").astype(np.int32)
+
+
+def parameters_name(parent: Mapping[str, object]) -> str:
+    """Name of the object that holds a child run's initial parameters (int32 little endian) in its snapshot store."""
+    return f"parameters/{parent.get('parameters')}"
 
 
 def fresh_state(manifest: Manifest, slot: int, chain: Chain) -> SlotState:

@@ -27,7 +27,7 @@ Version = tuple[int, ...]
 
 GENESIS_TIP = b"\0" * 8
 RESUME, RESET = 0, 1
-OPEN, CLOSES_PHASE, DONE, FAILED = 0, 1, 2, 3
+OPEN, CLOSES_PHASE, DONE, FAILED, GIVEN_UP = 0, 1, 2, 3, 4
 CODECS = (0, 1, 2)
 E_MAX_RANGE = (-17, 6)
 
@@ -46,6 +46,8 @@ class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=False):
     round_rows_max : rows of the largest acceptable round.
     inline_bytes : payloads above this travel by reference through the snapshot store.
     schema : how columns became units (opaque here). versions : software that published the run.
+    parent : of a run that goes on from another: ``run``, ``version``, ``digest`` (hexadecimal) and ``parameters``, the
+        sha256 (hexadecimal) that names the initial parameters in the snapshot store; None for a run of its own.
     """
 
     run: Name
@@ -127,7 +129,8 @@ class Update(Struct, frozen=True, array_like=True, tag=2):
     """What one round publishes: a quantised delta and everything it was computed from.
 
     ``advance`` is the start version less the slot's previous one (the zero version at first and after a reset).
-    ``closing`` is OPEN, CLOSES_PHASE, DONE or FAILED; a closing update has no rows and carries the whole residual.
+    ``closing`` is OPEN, CLOSES_PHASE, DONE, FAILED or GIVEN_UP (the operator's, in any phase: the rows that the slot
+    still owes stay outstanding, the run can finish); a closing update has no rows and carries the whole residual.
     """
 
     run: Name
@@ -136,7 +139,7 @@ class Update(Struct, frozen=True, array_like=True, tag=2):
     seq: U63
     prev: Tip
     phase: Annotated[int, Meta(ge=0, lt=1 << 16)]
-    closing: Annotated[int, Meta(ge=0, le=3)]
+    closing: Annotated[int, Meta(ge=0, le=4)]
     advance: Annotated[tuple[U63, ...], Meta(max_length=100_001)]
     start_digest: U64
     rows: RowRange

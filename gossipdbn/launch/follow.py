@@ -81,7 +81,8 @@ class Follower:
     ) -> None:
         assert control.manifest is not None
         self.manifest, self.control, self.prefix = control.manifest, control, prefix
-        self.replica = Replica(self.manifest, RunWire(0, keys).decode, rounds.initial_parameters(self.manifest))
+        initial = rounds.initial_parameters(self.manifest, store.get if store is not None else None)
+        self.replica = Replica(self.manifest, RunWire(0, keys).decode, initial)
         self.ledger = Ledger(self.manifest)
         self.seen = _Seen()
         self.held: dict[int, str] = {}

@@ -400,7 +400,7 @@ class Worker:
             if replica.digest() == a.digest:
                 return replica
             logger.warning("snapshot %s is not used: its parameters have another digest than announced", a.name)
-        return Replica(self.manifest, self._wire.decode, rounds.initial_parameters(self.manifest))
+        return Replica(self.manifest, self._wire.decode, rounds.initial_parameters(self.manifest, self._store.get))
 
     def _store_snapshot(self, effect: ev.StoreSnapshot) -> None:
         rows = self.rows.get(effect.snapshot.slot)

@@ -102,7 +102,7 @@ class Recovery:
         self._from_the_start = False
         self._candidates = deque(a for a in announced if a.seq <= effect.chain.count)
         self._train, self._steps_max, self._memory_bytes = train, steps_max, memory_bytes
-        self._initial = initial or (lambda: rounds.initial_parameters(manifest))
+        self._initial = initial or (lambda: rounds.initial_parameters(manifest, store.get))
         self._run: Iterator[recompute.Recomputed] | None = None
         self._again: recompute.Recomputation | None = None
 
