@@ -14,8 +14,10 @@ import time
 import numpy as np
 from confluent_kafka import Producer
 
+from gossipdbn.adapters.kafka_log import KafkaLog
 from gossipdbn.config import default_home
 from gossipdbn.embedded import broker
+from gossipdbn.ports import TopicSpec
 
 SENSORS = 16
 
@@ -42,6 +44,9 @@ def main() -> None:
         if own is None:
             sys.exit("no embedded broker runs here: gossipdbn up, or --bootstrap HOST:PORT")
         options.bootstrap = own.bootstrap
+    log = KafkaLog(options.bootstrap)
+    log.create_topics([TopicSpec(options.topic, 4)])
+    log.close()
     producer = Producer({"bootstrap.servers": options.bootstrap, "linger.ms": 20})
     began = time.monotonic()
     try:
