@@ -139,7 +139,7 @@ def hidden_biases(t, panel, options, rate, mean):
     for n in range(panel * 4, panel * 4 + 4):
         o = n * 64
         lam = loadf(t[_LAM] + o)
-        step = fsub(loadf(t[_DH] + o), loadf(t[_DB] + o))
+        step = fadd(loadf(t[_DH] + o), loadf(t[_DB] + o))
         if options[COST] != f4(0):
             step = fma(fsub(vf(options[TARGET]), lam), vf(f4(rate * options[COST])), step)
         b = bias_step(t[_BIAS_H] + o, t[_SPEED_H] + o, step, options[MOMENTUM])

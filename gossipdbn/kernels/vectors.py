@@ -135,6 +135,27 @@ def poke(tc, address, value):
 
 
 @intrinsic
+def peekf(tc, address):
+    """The float32 at an address."""
+
+    def code(context, b, sig, args):
+        return b.load(_at(b, args[0], _F))
+
+    return types.float32(_I64T), code
+
+
+@intrinsic
+def pokef(tc, address, value):
+    """Store a float32."""
+
+    def code(context, b, sig, args):
+        b.store(args[1], _at(b, args[0], _F))
+        return context.get_dummy_value()
+
+    return types.void(_I64T, types.float32), code
+
+
+@intrinsic
 def load128(tc, address):
     """Sixteen bytes as the low four lanes; the others repeat the last."""
 

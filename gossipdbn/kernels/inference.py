@@ -1,0 +1,150 @@
+"""Reading a trained stack: hidden probabilities, features, reconstructions, free energies, on any number of rows.
+
+Rows of bytes go through the same exact integer products as in training; real-valued rows and everything that needs
+the full weights go through the float32 panels. Both give the same bits on every CPU.
+"""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+from __future__ import annotations
+
+import numpy as np
+
+from gossipdbn.kernels.activation import NEG_LOG2E, exp2, sigmoid, sigmoid_of_exp, unsigned8
+from gossipdbn.kernels.backprop import natural_log
+from gossipdbn.kernels.cd_epilogue import preactivation
+from gossipdbn.kernels.dense import panels_times, times_panels
+from gossipdbn.kernels.tiers import kernel
+from gossipdbn.kernels.tiles import UB, block8
+from gossipdbn.kernels.vectors import (
+    addr,
+    bits,
+    fadd,
+    fmul,
+    from_bits,
+    iand,
+    loadf,
+    loadi,
+    store8,
+    storef,
+    vf,
+    vi,
+)
+
+f4 = np.float32
+_PLANE_UNIT = f4(NEG_LOG2E * f4(2.0**-12))
+_127 = f4(127.0)
+
+
+@kernel
+def hidden_of_bytes(values, first, rows, x_array, hi, lo, nb, c_array, visible, hidden, xs, p_out, features):
+    """Rows ``first``... of ``values`` (uint8 [n, visible]) -> p_out float32 [n, hidden], features uint8 [n, hidden].
+
+    Either output may have no rows: then it is not written. x_array uint8 [rows padded to 8, vp] is scratch.
+    """
+    vp, hp = (visible + 63) & -64, (hidden + 63) & -64
+    for r in range(rows):
+        for v in range(visible):
+            x_array[r, v] = values[first + r, v]
+    x, c = addr(x_array), addr(c_array)
+    scale = f4(_PLANE_UNIT / f4(xs))
+    plane, steps = (vp >> 2) * 64, (visible + 3) >> 2
+    line = np.empty(16, np.float32)
+    word = np.empty(16, np.uint8)
+    for n in range(0, hp >> 4, 2):
+        if n * 16 >= hidden:
+            break
+        for m in range(0, rows, 8):
+            block8(UB, 0, x + m * vp, vp, 4, addr(hi) + n * plane, 64, plane, steps, c, 128)
+            block8(UB, 0, x + m * vp, vp, 4, addr(lo) + n * plane, 64, plane, steps, c + 1024, 128)
+            for i in range(min(rows - m, 8)):
+                for half in range(2):
+                    o = c + i * 128 + half * 64
+                    b = loadf(addr(nb) + (n + half) * 64)
+                    p = sigmoid_of_exp(exp2(preactivation(loadi(o), loadi(o + 1024), scale, b)))
+                    storef(addr(line), p)
+                    store8(addr(word), unsigned8(p, vf(_127)))
+                    for j in range(min(hidden - (n + half) * 16, 16)):
+                        if p_out.shape[0]:
+                            p_out[first + m + i, (n + half) * 16 + j] = line[j]
+                        if features.shape[0]:
+                            features[first + m + i, (n + half) * 16 + j] = word[j]
+
+
+@kernel
+def fill_floats(values, first, rows, scale, x_array):
+    """Rows of bytes or floats -> float32 rows of ``x_array``, times ``scale``."""
+    for r in range(rows):
+        for v in range(values.shape[1]):
+            x_array[r, v] = f4(f4(values[first + r, v]) * scale)
+
+
+@kernel
+def hidden_of_floats(x_array, rows, panels, bias, c_array, first, hidden, p_out, features):
+    """As `hidden_of_bytes`, from float32 rows and panels; c_array float32 [rows padded to 8, pad32(hidden)]."""
+    width = c_array.shape[1]
+    times_panels(addr(x_array), x_array.shape[1] * 4, 4, addr(panels), panels.shape[1], panels.shape[1],
+                 addr(c_array), width * 4, rows, width // 16)
+    word = np.empty(16, np.uint8)
+    for r in range(rows):
+        for g in range(0, width, 16):
+            o = addr(c_array) + r * width * 4 + g * 4
+            p = sigmoid(fadd(loadf(o), loadf(addr(bias) + g * 4)))
+            storef(o, p)
+            store8(addr(word), unsigned8(p, vf(_127)))
+            for j in range(min(hidden - g, 16)):
+                if p_out.shape[0]:
+                    p_out[first + r, g + j] = c_array[r, g + j]
+                if features.shape[0]:
+                    features[first + r, g + j] = word[j]
+
+
+@kernel
+def visible_means(p, first, rows, columns_array, panels, bias, hidden, sigmoids, c_array, out):
+    """Means of the visibles given hidden probabilities float32 [n, hidden].
+
+    columns_array float32 [hidden, lanes] and c_array [vp, lanes] are scratch, lanes = rows padded to 16; ``sigmoids``
+    int32 [visible]: 1 for binary units.
+    """
+    lanes = columns_array.shape[1]
+    for h in range(hidden):
+        for r in range(rows):
+            columns_array[h, r] = p[first + r, h]
+    panels_times(addr(panels), panels.shape[1], hidden, addr(columns_array), lanes * 4, addr(c_array), lanes * 4,
+                 lanes // 16)
+    for v in range(out.shape[1]):
+        for g in range(0, lanes, 16):
+            o = addr(c_array) + v * lanes * 4 + g * 4
+            mean = fadd(loadf(o), vf(bias[v]))
+            storef(o, sigmoid(mean) if sigmoids[v] else mean)
+        for r in range(rows):
+            out[first + r, v] = c_array[v, r]
+
+
+@kernel
+def free_energies(x_array, rows, panels, hidden_bias, visible_bias, sigmoids, c_array, first, hidden, out):
+    """-log of the unnormalised probability of float32 rows, less the partition function (float64 out [n]).
+
+    Binary units: -a v; Gaussian units: (v - a)^2 / 2; hidden units: the sum of softplus(b + v W).
+    """
+    width = c_array.shape[1]
+    times_panels(addr(x_array), x_array.shape[1] * 4, 4, addr(panels), panels.shape[1], panels.shape[1],
+                 addr(c_array), width * 4, rows, width // 16)
+    line = np.empty(16, np.float32)
+    for r in range(rows):
+        energy = 0.0
+        for v in range(sigmoids.size):
+            x, a = np.float64(x_array[r, v]), np.float64(visible_bias[v])
+            energy += -a * x if sigmoids[v] else 0.5 * (x - a) * (x - a)
+        product = 1.0
+        for g in range(0, width, 16):
+            o = addr(c_array) + r * width * 4 + g * 4
+            x = fadd(loadf(o), loadf(addr(hidden_bias) + g * 4))
+            storef(o, x)
+            storef(addr(line), exp2(fmul(from_bits(iand(bits(x), vi(0x7FFFFFFF))), vf(NEG_LOG2E))))
+            for j in range(min(hidden - g, 16)):
+                energy -= max(np.float64(c_array[r, g + j]), 0.0)
+                product *= 1.0 + np.float64(line[j])
+            if g & 511 == 496:  # each factor is at most 2
+                energy -= natural_log(product)
+                product = 1.0
+        out[first + r] = energy - natural_log(product)
