@@ -85,7 +85,7 @@ def test_damaged_images_are_refused(images, how, message):
 
 def test_labels_of_another_number_are_refused(images):
     Path(images.labels).write_bytes(idx(LABELS[:-1]))
-    with pytest.raises(DataError, match="has 22 labels, .* has 23 images"):
+    with pytest.raises(DataError, match=r"has 22 labels, .* has 23 images"):
         read_table(images)
 
 
@@ -133,11 +133,9 @@ def test_a_bad_csv_line_is_named(tmp_path, line, message):
     lines = CSV.splitlines()
     lines[14] = line
     source = _csv(tmp_path, "\n".join(lines) + "\n")
+    types = readers.column_types(schema)
     with pytest.raises(DataError, match=message) as caught:
-        first = 0
-        for piece in pieces(source, source.path, 6, readers.column_types(schema)):
-            encode(schema, piece, source.path, first)
-            first += 6
+        [encode(schema, piece, source.path, 6 * i) for i, piece in enumerate(pieces(source, source.path, 6, types))]
     assert "rows.csv" in str(caught.value)
 
 

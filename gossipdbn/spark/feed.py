@@ -29,6 +29,7 @@ from gossipdbn.wire.shards import ShardLimits, dtype_code
 __all__ = ["FeedProgress", "FeedResult", "FeedTarget", "fit_source_schema", "run_feed"]
 
 _POLL_S = 0.1
+_GAP_S = 1.0
 _SAMPLE_S_MAX = 30.0
 
 
@@ -248,22 +249,24 @@ def _start(spark: Any, plan: PackPlan, target: FeedTarget) -> Any:
 
 def _follow(query: Any, watch: _Watch) -> str:
     """Wait for the query: "ended", "stopped" or "crowded"; its failure is raised as the error that it means."""
-    crowded_since: float | None = None
     while query.isActive:
         watch.look()
         if watch.stop():
             return "stopped"
-        if not watch.crowded():
-            crowded_since = None
-            continue
-        crowded_since = crowded_since or time.monotonic()
-        between = not query.status["isTriggerActive"]
-        if between or time.monotonic() - crowded_since > 10.0:
+        if watch.crowded():
+            _await_gap(query)
             return "crowded"
     failure = query.exception()
     if failure is not None:
         raise _clean(failure)
     return "ended"
+
+
+def _await_gap(query: Any) -> None:
+    """Wait for the end of a batch, so that it need not be written again; not for long, copies do no harm."""
+    until = time.monotonic() + _GAP_S
+    while query.isActive and query.status["isTriggerActive"] and time.monotonic() < until:
+        time.sleep(0.01)
 
 
 def _clean(error: BaseException) -> GossipDbnError:
