@@ -14,7 +14,7 @@ SEEDS ?= 1000
 help:  ## this list
 	@awk -F':.*##  *' '/^[a-z-]+:.*##/ {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.demo java  ## set up everything, train 784-500-500-10 on MNIST with two workers over Kafka, show the result
+demo: $(VENV)/.prepared  ## set up everything, train 784-500-500-10 on MNIST with two workers over Kafka, show the result
 	@$(BIN)/gossipdbn train examples/mnist.toml $(ARGS)
 
 test: unit integration  ## set up everything, run every test this machine can run
@@ -53,6 +53,11 @@ $(BIN)/python:
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	@echo "Setting up $(VENV) (once; some 500 MB, most of it Spark)"
 	@$(PIP) install -q -e '.[spark]'
+	@touch $@
+
+# What the first run would otherwise do: jars, compiled kernels, Spark's class archive. In caches under your home.
+$(VENV)/.prepared: $(VENV)/.demo | java
+	@$(BIN)/gossipdbn prepare
 	@touch $@
 
 $(VENV)/.test: pyproject.toml | $(VENV)/.demo

@@ -1,7 +1,8 @@
-"""``gossipdbn up``, ``down``: the embedded broker."""
+"""``gossipdbn up``, ``down``, ``prepare``: the embedded broker, and what is done once after installation."""
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 
 import typer
@@ -14,6 +15,7 @@ def register(app: typer.Typer) -> None:
     """Add this group's commands."""
     app.command()(up)
     app.command()(down)
+    app.command()(prepare)
 
 
 def up(
@@ -54,3 +56,26 @@ def down(home: HomeOption = None) -> None:
     folder = home_of(home).broker
     stopped = broker.stop(folder)
     terminal().print("broker stopped" if stopped else f"no embedded broker runs in {folder}")
+
+
+def prepare() -> None:
+    """Do now what the first run would do: fetch the Java parts, compile the kernels, record Spark's classes.
+
+    Everything lands in caches of this user; running it again does nothing.
+
+    Example:
+
+        gossipdbn prepare
+    """
+    from gossipdbn.embedded import artifacts
+    from gossipdbn.models import learners
+    from gossipdbn.models.spec import ModelSpec, PhaseSpec
+    from gossipdbn.spark.prepare import prepare as prepare_spark
+
+    began = time.monotonic()
+    artifacts.ensure(artifacts.KAFKA, notice)
+    notice("compiling the kernels for this machine")
+    phases = (PhaseSpec("cd"), PhaseSpec("cd", layer=1), PhaseSpec("backprop", optimizer="adam"))
+    learners.warm(ModelSpec(8, (4, 4), "grey", 2), phases)
+    prepare_spark(notice)
+    terminal().print(f"prepared in {time.monotonic() - began:.0f} s")
