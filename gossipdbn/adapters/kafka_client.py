@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError
 
 from gossipdbn.errors import ConfigError, LocalProtocolError, LogError
 
-__all__ = ["KafkaOptions", "OwnProcess", "describe", "is_refusal", "log_error"]
+__all__ = ["KafkaOptions", "OwnProcess", "describe", "is_fatal", "is_refusal", "log_error"]
 
 _LOGGER = logging.getLogger("gossipdbn.kafka")
 _LOGGER.addHandler(logging.NullHandler())
@@ -102,6 +102,7 @@ class KafkaOptions:
             "allow.auto.create.topics": False,
             "check.crcs": True,
             "isolation.level": "read_uncommitted",  # what is in the log counts; nothing here is transactional
+            "topic.metadata.propagation.max.ms": 10_000,  # how long an unknown topic is taken for a new one
             "fetch.wait.max.ms": 100,
             "fetch.error.backoff.ms": 50,
             "fetch.queue.backoff.ms": 10,  # the default of a second would hold a reader of large records to 16 MB/s
@@ -134,6 +135,11 @@ def is_refusal(error: KafkaError) -> bool:
     return error.code() in _REFUSALS
 
 
+def is_fatal(error: KafkaError) -> bool:
+    """Whether the client is beyond repair. Consumers report that by a code of its own, without the mark."""
+    return bool(error.fatal()) or error.code() == KafkaError._FATAL
+
+
 def log_error(what: str, error: KafkaError) -> LogError:
     """A LogError that says what failed, why, and what to do about it."""
     if is_refusal(error):
@@ -144,4 +150,4 @@ def log_error(what: str, error: KafkaError) -> LogError:
         advice = "; the topic does not exist (was it deleted?)"
     else:
         advice = ""
-    return LogError(f"{what}: {describe(error)}{advice}", retryable=error.retriable() and not error.fatal())
+    return LogError(f"{what}: {describe(error)}{advice}", retryable=error.retriable() and not is_fatal(error))

@@ -8,7 +8,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from gossipdbn.adapters.kafka_client import KafkaOptions, OwnProcess, describe, is_refusal, log_error
+from gossipdbn.adapters.kafka_client import KafkaOptions, OwnProcess, describe, is_fatal, is_refusal, log_error
 from gossipdbn.errors import LogError
 from gossipdbn.ports import SlotAssigned, SlotRevoked
 
@@ -85,14 +85,14 @@ class KafkaMembership:
             self._on_error(error)
         if self._error is not None:
             error, self._error = self._error, None
-            if error.code() in (KafkaError._FENCED, KafkaError.FENCED_INSTANCE_ID):
+            if "fenced" in error.str():
                 raise LogError(f"another worker named {self._member!r} joined the group and took this one's place")
             raise log_error(f"worker {self._member!r} cannot take part in the group of {self._topic}", error)
 
     def _on_error(self, error: KafkaError) -> None:
         self._trouble = describe(error)
         lasting = (KafkaError.INVALID_SESSION_TIMEOUT, KafkaError.INCONSISTENT_GROUP_PROTOCOL)
-        if error.fatal() or is_refusal(error) or error.code() in lasting:
+        if is_fatal(error) or is_refusal(error) or error.code() in lasting:
             self._error = error
 
     # Rebalance callbacks, called from within poll() on the same thread.

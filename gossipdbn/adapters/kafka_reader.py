@@ -7,7 +7,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from gossipdbn.adapters.kafka_client import KafkaOptions, OwnProcess, describe, is_refusal, log_error
+from gossipdbn.adapters.kafka_client import KafkaOptions, OwnProcess, describe, is_fatal, is_refusal, log_error
 from gossipdbn.errors import LogError, RetentionError
 from gossipdbn.ports import Record
 
@@ -31,6 +31,7 @@ class KafkaReader:
         self._trouble: str | None = None
         self._next: dict[tuple[str, int], int] = {}
         self._failed: LogError | None = None
+        self._unknown: list[KafkaError] = []
         settings: dict[str, Any] = {
             **options.common(bootstrap, self._on_error),
             **options.reading(),
@@ -60,6 +61,7 @@ class KafkaReader:
         messages = [] if first is None else [first]
         if first is not None and max_records > 1:
             messages += self._consumer.consume(max_records - 1, 0.0)
+        self._stop_unknown()
         found: list[Record] = []
         for message in messages:
             try:
@@ -83,8 +85,19 @@ class KafkaReader:
 
     def _on_error(self, error: KafkaError) -> None:
         self._trouble = describe(error)
-        if error.fatal() or is_refusal(error):
+        if is_fatal(error) or is_refusal(error):
             self._failed = self._failed or log_error("the log cannot be read", error)
+        elif error.code() in _GONE:
+            self._unknown.append(error)
+
+    def _stop_unknown(self) -> None:
+        """A topic that does not exist is reported beside the messages; its text names the partition."""
+        while self._unknown:
+            error = self._unknown.pop()
+            for topic, partition in list(self._next):
+                if f"{topic} [{partition}]" in error.str():
+                    self._stop((topic, partition))
+                    self._failed = self._failed or log_error(f"{topic}[{partition}] cannot be read", error)
 
     def _raise_failure(self) -> None:
         if self._failed is not None:
@@ -111,7 +124,7 @@ class KafkaReader:
         return Record(topic, key[1], wanted, data, message.timestamp()[1])
 
     def _partition_error(self, key: tuple[str, int], wanted: int | None, error: KafkaError) -> None:
-        if error.fatal() or is_refusal(error):
+        if is_fatal(error) or is_refusal(error):
             raise log_error(f"{key[0] or 'the log'} cannot be read", error)
         if wanted is None:
             return

@@ -6,7 +6,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from gossipdbn.adapters.kafka_client import KafkaOptions, OwnProcess, describe, is_refusal, log_error
+from gossipdbn.adapters.kafka_client import KafkaOptions, OwnProcess, describe, is_fatal, is_refusal, log_error
 from gossipdbn.errors import LogError
 
 __all__ = ["KafkaWriter"]
@@ -84,7 +84,7 @@ class KafkaWriter:
 
     def _on_error(self, error: KafkaError) -> None:
         self._trouble = describe(error)
-        if (error.fatal() or is_refusal(error)) and self._failure is None:
+        if (is_fatal(error) or is_refusal(error)) and self._failure is None:
             self._fail(describe(error))
 
     def _fail(self, why: str) -> None:
