@@ -45,7 +45,7 @@ from gossipdbn.core import recompute, rounds
 from gossipdbn.core.chain import genesis
 from gossipdbn.core.replica import Replica
 from gossipdbn.core.topics import run_names
-from gossipdbn.core.values import Manifest, RowRange
+from gossipdbn.core.values import Manifest, RowRange, Version
 from gossipdbn.embedded.provision import provide_broker
 from gossipdbn.kernels.version import NUMERICS
 from gossipdbn.launch.children import Child, tail
@@ -67,9 +67,9 @@ _numbers = itertools.count(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--gossip-bootstrap`` and ``--gossip-image``: a cluster, or a container, instead of an embedded broker."""
-    parser.addoption(
-        "--gossip-bootstrap", default="", metavar="HOST:PORT", help="Kafka brokers for gossipdbn's fixtures"
-    )
+    group = parser.getgroup("gossipdbn")
+    group.addoption("--gossip-bootstrap", default="", metavar="HOST:PORT", help="Kafka brokers for the fixtures")
+    group.addoption("--gossip-image", default="", metavar="IMAGE", help="Kafka image to start in a container instead")
 
 
 @pytest.fixture(scope="session")
@@ -263,14 +263,16 @@ class RunHarness:
     def assert_replayable(self) -> None:
         """Recompute every update of every slot from the log alone and compare it byte for byte."""
         for slot in range(self.manifest.slots):
-            wire = RunWire()
-            scratch = Replica(self.manifest, wire.decode, rounds.initial_parameters(self.manifest))
+            wire, rows = RunWire(), self._all_rows(slot)
             state = rounds.fresh_state(self.manifest, slot, genesis(self.manifest.slots))
-            rows = self._all_rows(slot)
-            source = recompute.Source(LogCursor(self.log, self.topics.updates),
-                                      lambda ref: fetch_payload(self.store, ref), rows)  # fmt: skip
+            log = LogCursor(self.log, self.topics.updates)
+            source = recompute.Source(log, lambda ref: fetch_payload(self.store, ref), rows, self._start)
+            scratch = self._start(())
             for r in recompute.Recomputation(self.manifest, slot, scratch, state, wire, source).run():
                 recompute.require_same(r)
+
+    def _start(self, _version: Version) -> Replica:
+        return Replica(self.manifest, RunWire().decode, rounds.initial_parameters(self.manifest))
 
     def _all_rows(self, slot: int) -> Callable[[RowRange], Any]:
         rows = RowStore(self.manifest, slot, {})
