@@ -85,6 +85,8 @@ def open_session(
     active = SparkSession.getActiveSession()
     if active is not None:
         return active
+    if not own_session():
+        return SparkSession.builder.appName(name).getOrCreate()  # master, jars and logs are spark-submit's business
     local = master.startswith("local")
     settings = dict(_COMMON)
     paths = [str(p) for p in kafka_jars()]
@@ -107,9 +109,9 @@ def open_session(
             ) from error
 
 
-def own_session(spark: Any) -> bool:
-    """Whether this process started the session's JVM (not ``spark-submit``)."""
-    return "PYSPARK_GATEWAY_PORT" not in os.environ and spark is not None
+def own_session() -> bool:
+    """Whether a session's JVM is started by this process, not by ``spark-submit``."""
+    return "PYSPARK_GATEWAY_PORT" not in os.environ
 
 
 def class_archive() -> ClassArchive | None:
@@ -161,7 +163,7 @@ def close_session(spark: Any, patience_s: float = 10.0) -> int | None:
     """Stop the session and, where it is ours, its JVM: training gets the memory back at once. The JVM's exit code."""
     from pyspark import SparkContext
 
-    ours = own_session(spark)
+    ours = own_session()
     with contextlib.suppress(Exception):
         spark.stop()
     gateway = SparkContext._gateway

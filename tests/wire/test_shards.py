@@ -81,6 +81,8 @@ def test_other_shapes_than_the_manifests_are_void():
     _refused(encode_shard(make_shard("a", np.full((2, 5), 128, np.uint8), None, sh.BYTES)), "grey")
     _refused(encode_shard(make_shard("a", np.zeros((2, 5), np.uint8), np.array([0, 3], np.int32), sh.BYTES)), "label")
     _refused(encode_shard(make_shard("a", np.zeros((2, 5), np.uint8), np.array([0, -2], np.int32), sh.BYTES)), "label")
+    unlabelled = ShardLimits(width=5, dtype=sh.BYTES, classes=0)
+    assert decode_shard(body, unlabelled) == good  # a model without classes ignores labels
     _refused(body + b"\0")
     _refused(msgspec.msgpack.encode([0, *msgspec.structs.astuple(good), "more"]))
     with pytest.raises(RemoteProtocolError, match="limit"):
