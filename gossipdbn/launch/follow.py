@@ -188,6 +188,7 @@ class Follower:
                 self.seen.turns[i] = self.seen.turns[i]._replace(end_s=self._seconds(at_ms))
                 break
         if message.closing != OPEN:
+            facts.error = None  # the next phase measures something else
             return
         phase = self.manifest.phases[message.phase]
         facts.error, facts.staleness = _error(phase, message), m.staleness
