@@ -1,0 +1,366 @@
+"""Recompute a whole run from its records, on all cores, and say whether every update is what it claims to be."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossipdbn.core import rounds
+from gossipdbn.core.replica import add_payload
+from gossipdbn.core.values import Claim, Revocation, Version
+from gossipdbn.errors import GossipDbnError
+from gossipdbn.kernels import codec
+from gossipdbn.kernels.tiers import TIER
+from gossipdbn.replay.history import History, LoggedRun, PartitionHistory, judge_all, judge_partition, open_run
+from gossipdbn.replay.pieces import AcceptedOffsets, Divergence, Piece, PieceResult, cut, recompute_piece
+from gossipdbn.wire.envelope import Keyring
+
+__all__ = [
+    "Progress",
+    "Verification",
+    "accepted_offsets",
+    "divergence_text",
+    "fold_all",
+    "judge_run",
+    "verify",
+    "workers",
+]
+
+_ACCEPTED, _PROGRESS = "accepted.npz", "progress.bin"
+_LOOK_S = 0.2
+_MASK = (1 << 64) - 1
+
+
+class Progress(NamedTuple):
+    """How far a verification is: rows recomputed of rows logged, pieces done of pieces."""
+
+    rows: int
+    rows_all: int
+    pieces: int
+    pieces_all: int
+    seconds: float
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What a replay found.
+
+    Attributes
+    ----------
+    identical : every update of every slot was recomputed and is byte for byte the logged one; every revocation is minus
+        the sum of what it revokes; the parameters have the digest that the log and every worker state.
+    updates : recomputed and equal. records : of the updates topic. digest : hexadecimal, of the final parameters.
+    divergences : first one of each piece that has any, in log order. problems : what could not be checked, or is wrong.
+    seconds : of the whole verification; ``kernel_seconds``: summed over processes. ``training_seconds``: first to last
+        record of the run; ``training_kernel_seconds``: as its updates state.
+    """
+
+    run: str
+    identical: bool
+    state: str
+    updates: int
+    rows: int
+    claims: int
+    revocations: int
+    voids: int
+    resets: int
+    version: Version
+    digest: str
+    seconds: float
+    kernel_seconds: float
+    training_seconds: float
+    training_kernel_seconds: float
+    jobs: int
+    pieces: int
+    tier: str
+    divergences: tuple[Divergence, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+# ---- processes ------------------------------------------------------------------------------------------------------
+class Workers(Protocol):
+    """Where pieces are computed: other processes, or right here."""
+
+    jobs: int
+
+    def judge(self, partition: int) -> Future[PartitionHistory]: ...
+
+    def publish(self, accepted: AcceptedOffsets, pieces: int) -> None:
+        """Make known what was accepted, before the first ``recompute``."""
+
+    def recompute(self, number: int, piece: Piece) -> Future[PieceResult]: ...
+
+    def fold(self) -> Future[str]: ...
+
+    def rows_done(self) -> int: ...
+
+
+@dataclass(slots=True)
+class _Here:
+    """Computes at once, in this process."""
+
+    run: LoggedRun
+    train: rounds.Trainer
+    jobs: int = 1
+    accepted: AcceptedOffsets = ()
+    rows: int = 0
+
+    def judge(self, partition: int) -> Future[PartitionHistory]:
+        return _done(judge_partition(self.run, partition))
+
+    def publish(self, accepted: AcceptedOffsets, pieces: int) -> None:
+        self.accepted = accepted
+
+    def recompute(self, number: int, piece: Piece) -> Future[PieceResult]:
+        return _done(recompute_piece(self.run, piece, self.accepted, self.train, self._count))
+
+    def fold(self) -> Future[str]:
+        return _done(fold_all(self.run, self.accepted))
+
+    def rows_done(self) -> int:
+        return self.rows
+
+    def _count(self, rows: int) -> None:
+        self.rows += rows
+
+
+def _done(result: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(result)
+    return future
+
+
+@dataclass(slots=True)
+class _Process:
+    """What a process of the pool keeps between pieces."""
+
+    folder: Path
+    run: LoggedRun
+    accepted: AcceptedOffsets | None = None
+    progress: NDArray[np.int64] | None = None
+
+
+_mine: list[_Process] = []
+
+
+def _begin(folder: str, keys: Keyring) -> None:
+    """First call in a process of the pool. Ctrl-C is the parent's business: it ends the pool."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _mine.append(_Process(Path(folder), open_run(Path(folder), keys)))
+
+
+def _accepted(me: _Process) -> AcceptedOffsets:
+    if me.accepted is None:
+        with np.load(me.folder / _ACCEPTED) as saved:
+            me.accepted = [saved[f"p{i}"] for i in range(me.run.manifest.slots + 1)]
+        me.progress = np.memmap(me.folder / _PROGRESS, np.int64, "r+")
+    return me.accepted
+
+
+def _judge(partition: int) -> PartitionHistory:
+    return judge_partition(_mine[0].run, partition)
+
+
+def _recompute(number: int, piece: Piece) -> PieceResult:
+    me = _mine[0]
+    accepted = _accepted(me)
+
+    def count(rows: int) -> None:
+        assert me.progress is not None
+        me.progress[number] += rows
+
+    return recompute_piece(me.run, piece, accepted, on_update=count)
+
+
+def _fold() -> str:
+    return fold_all(_mine[0].run, _accepted(_mine[0]))
+
+
+@dataclass(slots=True)
+class _Pool:
+    """Computes in processes that open the same folder; they share nothing else."""
+
+    folder: Path
+    pool: ProcessPoolExecutor
+    jobs: int
+    progress: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def judge(self, partition: int) -> Future[PartitionHistory]:
+        return self.pool.submit(_judge, partition)
+
+    def publish(self, accepted: AcceptedOffsets, pieces: int) -> None:
+        np.savez(self.folder / _ACCEPTED, **{f"p{i}": a for i, a in enumerate(accepted)})  # type: ignore[arg-type]
+        np.zeros(max(1, pieces), np.int64).tofile(self.folder / _PROGRESS)
+        self.progress = np.memmap(self.folder / _PROGRESS, np.int64, "r")
+
+    def recompute(self, number: int, piece: Piece) -> Future[PieceResult]:
+        return self.pool.submit(_recompute, number, piece)
+
+    def fold(self) -> Future[str]:
+        return self.pool.submit(_fold)
+
+    def rows_done(self) -> int:
+        return int(self.progress.sum())
+
+
+@contextmanager
+def workers(run: LoggedRun, jobs: int, train: rounds.Trainer = rounds.run) -> Iterator[Workers]:
+    """``jobs`` processes, one thread each; 1 = this process. ``train`` stands in for the learners here only."""
+    if jobs <= 1:
+        yield _Here(run, train)
+        return
+    context = multiprocessing.get_context("spawn")
+    arguments = (str(run.spool.folder), dict(run.keys))
+    pool = ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=arguments)
+    try:
+        yield _Pool(run.spool.folder, pool, jobs)
+        pool.shutdown()
+    except BrokenProcessPool as error:
+        raise GossipDbnError(f"a process of the replay died (memory?): try --jobs 1 to see more ({error})") from error
+    finally:
+        for process in list((pool._processes or {}).values()):  # a piece can take minutes: nobody waits for it
+            process.terminate()
+        pool.shutdown(cancel_futures=True)
+
+
+# ---- the checks -----------------------------------------------------------------------------------------------------
+def judge_run(run: LoggedRun, on: Workers) -> History:
+    """Verdicts on all records, partitions spread over the workers."""
+    futures = [on.judge(p) for p in range(run.manifest.slots + 1)]
+    return judge_all(run, [f.result() for f in futures])
+
+
+def accepted_offsets(history: History) -> AcceptedOffsets:
+    """Offsets of what counts in the version, per partition."""
+    return [np.array([x.offset for x in p.updates()], np.int64) for p in history.partitions]
+
+
+def fold_all(run: LoggedRun, accepted: AcceptedOffsets) -> str:
+    """Digest (hexadecimal) of the parameters after all updates, added up as integers."""
+    acc = run.initial()
+    for partition, offsets in enumerate(accepted):
+        for offset in offsets:
+            run.add(acc, partition, int(offset))
+    return f"{codec.digest(acc):016x}"
+
+
+def verify(
+    run: LoggedRun, jobs: int = 1, on_progress: OnProgress = lambda _p: None, train: rounds.Trainer = rounds.run
+) -> Verification:
+    """Judge, cut and recompute a run; see ``Verification``.
+
+    Parameters
+    ----------
+    jobs : processes. train : stands in for the learners (only with one job).
+    """
+    began = time.monotonic()
+    with workers(run, jobs, train) as on:
+        history = judge_run(run, on)
+        accepted = accepted_offsets(history)
+        pieces = cut(history)
+        on.publish(accepted, len(pieces))
+        pending = {on.recompute(i, piece) for i, piece in enumerate(pieces)}
+        folded = on.fold()
+        rows_all = sum(p.rows for p in pieces)
+        results: list[PieceResult] = []
+        while pending:
+            done, pending = wait(pending, _LOOK_S, FIRST_COMPLETED)
+            results += [f.result() for f in done]
+            on_progress(Progress(on.rows_done(), rows_all, len(results), len(pieces), time.monotonic() - began))
+        digest = folded.result()
+    problems = [r.problem for r in results if r.problem]
+    problems += [f"updates partition {p} could not be judged further: {why}" for p, why in history.undecided.items()]
+    problems += [*_revocation_problems(history), *_digest_problems(history, digest)]
+    divergences = sorted((r.divergence for r in results if r.divergence), key=lambda d: (d.at_ms, d.slot, d.seq))
+    return _verification(history, results, divergences, problems, digest, time.monotonic() - began, on.jobs)
+
+
+def _verification(
+    history: History, results: list[PieceResult], divergences: list[Divergence], problems: list[str], digest: str,
+    seconds: float, jobs: int,
+) -> Verification:  # fmt: skip
+    wall, kernels = history.training_seconds()
+    return Verification(
+        run=history.run.spool.run,
+        identical=not divergences and not problems,
+        state=history.state,
+        updates=sum(r.updates for r in results),
+        rows=sum(r.rows for r in results),
+        claims=history.count(Claim),
+        revocations=history.count(Revocation),
+        voids=history.voids,
+        resets=sum(p.chain.resets for p in history.partitions[:-1]),
+        version=history.version,
+        digest=digest,
+        seconds=round(seconds, 3),
+        kernel_seconds=round(sum(r.train_s for r in results), 3),
+        training_seconds=wall,
+        training_kernel_seconds=round(kernels, 3),
+        jobs=jobs,
+        pieces=len(results),
+        tier=str(TIER),
+        divergences=tuple(divergences),
+        problems=tuple(problems),
+    )
+
+
+def _revocation_problems(history: History) -> list[str]:
+    """A revocation must be minus the sum of updates that were there: anyone can add them up."""
+    run, problems = history.run, []
+    for line in history.partitions[-1].updates():
+        m = line.message
+        assert isinstance(m, Revocation)
+        updates = list(history.partitions[m.slot].updates())
+        name = f"revocation {m.number} (slot {m.slot}, updates {m.first_seq} to {m.last_seq})"
+        if m.last_seq >= len(updates):
+            problems.append(f"{name} names updates that the log does not hold")
+            continue
+        total = np.zeros_like(run.initial())
+        for x in updates[m.first_seq : m.last_seq + 1]:
+            run.add(total, x.partition, x.offset)
+        raw = run.spool.record(line.partition, line.offset)
+        assert raw is not None
+        add_payload(run.manifest, total, run.payload(raw))
+        if total.any():
+            problems.append(f"{name} is not minus the sum of those updates")
+    return problems
+
+
+def _digest_problems(history: History, digest: str) -> list[str]:
+    """The integers, the log's own digests and the workers' statements must agree."""
+    problems = []
+    logged = f"{history.digest_at(history.version):016x}"
+    if logged != digest:
+        problems.append(f"the parameters have digest {digest}, the log's updates say {logged}")
+    for w in history.run.control.workers.values():
+        if len(w.version) != len(history.version) or any(
+            a > b for a, b in zip(w.version, history.version, strict=True)
+        ):
+            problems.append(f"worker {w.worker} states version {w.version}, the log ends at {history.version}")
+        elif history.digest_at(w.version) != w.digest:
+            problems.append(f"worker {w.worker} states digest {w.digest:016x}, not what the log gives at that version")
+    return problems
+
+
+def divergence_text(d: Divergence) -> str:
+    """One sentence that names where a run and its recomputation part."""
+    where = f"{d.difference.tensor}[{d.difference.index}]" if d.difference.tensor else d.difference.field
+    return (
+        f"slot {d.slot} update {d.seq} (offset {d.offset}, worker {d.worker.partition('#')[0]}, incarnation "
+        f"{d.incarnation}): {where} is {d.difference.logged} in the log, {d.difference.recomputed} recomputed; "
+        f"numerics {d.numerics_logged} logged, {d.numerics_here} here (tier {d.tier_here})"
+    )
