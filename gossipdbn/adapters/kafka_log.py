@@ -24,6 +24,7 @@ __all__ = ["KafkaLog"]
 
 _AT_LEAST = frozenset({"max.message.bytes", "retention.bytes", "retention.ms"})
 _SLICE_S = 1.0
+_LEADERLESS = frozenset({KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE})
 
 
 class KafkaLog:
@@ -133,13 +134,18 @@ class KafkaLog:
                 "group.id": f"{self._options.client_id}-reader",
             }
             self._bounds_client = Consumer(settings)
-        try:
-            low, high = self._bounds_client.get_watermark_offsets(
-                TopicPartition(topic, partition), timeout=self._options.timeout_s, cached=False
-            )
-        except KafkaException as error:
-            raise log_error(f"{topic}[{partition}]: its offsets cannot be asked for", error.args[0]) from error
-        return low, high
+        deadline = time.monotonic() + self._options.timeout_s
+        while True:
+            try:
+                low, high = self._bounds_client.get_watermark_offsets(
+                    TopicPartition(topic, partition), timeout=self._options.timeout_s, cached=False
+                )
+                return low, high
+            except KafkaException as error:
+                # Right after a broker's start, or while a leader moves, partitions have none for a moment.
+                if error.args[0].code() not in _LEADERLESS or time.monotonic() > deadline:
+                    raise log_error(f"{topic}[{partition}]: its offsets cannot be asked for", error.args[0]) from error
+                time.sleep(0.05)
 
     def read(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Record]:
         self._own.check()

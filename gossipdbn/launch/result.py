@@ -72,6 +72,12 @@ def model_of(follower: Follower) -> Model:
     return Model(m.spec, follower.replica.acc.copy(), dict(m.schema), classes if m.spec.classes else (), provenance)
 
 
+def _head_trained(follower: Follower) -> bool:
+    """Whether the softmax head has learned anything yet; before that a test error says nothing."""
+    heads = {i for i, p in enumerate(follower.manifest.phases) if p.learner in ("backprop", "joint")}
+    return any(e.phase in heads for slot in follower.ledger.entries for e in slot)
+
+
 def finish(
     *, config: RunConfig, follower: Follower, folder: RunFolder, stopped: bool, wall: dict[str, float],
     started_s: float, bootstrap: str, say: Callable[[str], None],
@@ -82,7 +88,7 @@ def finish(
     folder.path.mkdir(parents=True, exist_ok=True)
     save_model(folder.model, model)
     evaluation = None
-    if config.test is not None and model.spec.classes and (follower.finished or follower.ledger.updates):
+    if config.test is not None and model.spec.classes and _head_trained(follower):
         say("scoring the held-out rows")
         evaluation = inference.evaluate(model, config.test)
     wall["result"] = time.monotonic() - began
