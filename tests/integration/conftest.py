@@ -6,6 +6,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +18,10 @@ import pytest
 
 from gossipdbn.adapters.kafka_log import KafkaLog
 from gossipdbn.embedded.hdfs import Hdfs
-from gossipdbn.embedded.provision import provide_broker
+from gossipdbn.embedded.provision import image_present, provide_broker
+
+KAFKA_IMAGE = "gossipdbn/kafka:7.9.0"
+COMPOSE = Path(__file__).parents[2] / "compose"
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +66,33 @@ def hdfs_folder(hdfs: Hdfs, run_name: str) -> str:
 def broker_folder(tmp_path: Path) -> Path:
     """A folder for a broker of the test's own, which it may kill."""
     return tmp_path / "kafka"
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[str]:
+    """Address of a container engine: the one at hand, or one that is started for this session."""
+    folder = Path(os.environ.get("GOSSIPDBN_ENGINE_DIR", f"{tempfile.gettempdir()}/gossipdbn-engine"))
+    ours = not (folder / "docker.pid").exists()
+    done = subprocess.run([COMPOSE / "engine.sh", "start"], capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode != 0:
+        pytest.skip(done.stderr.strip())
+    address = done.stdout.split("'")[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOCKER_HOST", address)
+        yield address
+    if ours:
+        subprocess.run([COMPOSE / "engine.sh", "stop"], timeout=60, check=False)
+
+
+@pytest.fixture(scope="session")
+def kafka_image(engine: str) -> str:
+    """The broker's image, built from local files when it is not there."""
+    if not image_present(KAFKA_IMAGE):
+        missing = [tool for tool in ("jlink", "busybox") if shutil.which(tool) is None]
+        if missing:
+            pytest.skip(f"{KAFKA_IMAGE} is not here and cannot be built: {', '.join(missing)} not installed")
+        subprocess.run(
+            [COMPOSE / "build-kafka-image.sh"],
+            check=True, timeout=300, env={**os.environ, "PYTHON": sys.executable},
+        )  # fmt: skip
+    return KAFKA_IMAGE
