@@ -23,11 +23,12 @@ from gossipdbn.kernels.activation import (
     sigmoid_of_exp,
     unsigned8,
 )
-from gossipdbn.kernels.cd_layout import LIMIT, operand
+from gossipdbn.kernels.cd_layout import LIMIT, clipped, operand, pack_quads
 from gossipdbn.kernels.tiers import inline
 from gossipdbn.kernels.vectors import (
     bits,
     broadcasti,
+    fadd,
     fma,
     fmax,
     fmin,
@@ -43,17 +44,13 @@ from gossipdbn.kernels.vectors import (
     iota,
     isub,
     isum,
-    ixor,
     load8u,
-    load16u,
     loadf,
     loadi,
-    prefetch,
     sar,
     shl,
     shr,
     store8,
-    store16,
     storef,
     storei,
     to_float,
@@ -66,7 +63,7 @@ f4 = np.float32
 _255 = f4(255.0)
 _256 = f4(256.0)
 _STEP_MAX = f4(2.0**28)
-_STEP_MIN_BITS = int(np.float32(2.0**-8).view(np.int32))
+_GRID = f4(49152.0)
 _ERROR_UNIT = f4(1024.0)
 
 
@@ -128,47 +125,62 @@ def visible_quad(hi, lo, stride, scale, nb, v, row, rows, k0, k1, negative, tran
 
 
 @inline
+def _step(sums, v, speed, w, mu_neg, dv_neg, dh, lam, db, da, scale, momentum, decay, l1):
+    """The step of one row of 16 weights from its exact gradient sums; and the centring sum of the hidden biases."""
+    mu = at(mu_neg, v)
+    g = fma(to_float(loadi(sums)), vf(scale), fma(mu, dh, fmul(at(dv_neg, v), lam)))
+    storef(da, fma(g, lam, loadf(da)))
+    p = fma(vf(momentum), speed, g)
+    if decay != f4(0) or l1 != f4(0):
+        p = fma(to_float(w), vf(decay), p)
+        p = fma(_sign(w), vf(l1), p)
+    return settle(p), fma(g, mu, db)
+
+
+@inline
 def update_quad(sums, stride, v, master, speed, hi, lo, mu_neg, dv_neg, dh, lam, db, da, scale, momentum, decay, l1):
     """Four visibles x 16 hiddens of the weight update.
 
     From the exact gradient sums to the new masters and their planes; adds this block's share to ``db`` (returned) and
     ``da`` (in memory), the centring terms of the biases.
     """
-    high = vi(0)
-    low = vi(0)
-    for i in range(3, -1, -1):
-        mu = at(mu_neg, v + i)
-        g = fma(to_float(loadi(sums + i * stride)), vf(scale), fma(mu, dh, fmul(at(dv_neg, v + i), lam)))
-        a = da + i * 64
-        storef(a, fma(g, lam, loadf(a)))
-        db = fma(g, mu, db)
-        m = master + i * 64
-        s = speed + i * 32
-        w = loadi(m)
-        p = fma(vf(momentum), from_bits(shl(load16u(s), 16)), g)
-        if decay != f4(0):
-            p = fma(to_float(w), vf(decay), p)
-        if l1 != f4(0):
-            p = fma(_sign(w), vf(l1), p)
-        p = settle(p)
-        pb = bits(p)
-        store16(s, shr(iadd(pb, iadd(vi(0x7FFF), iand(shr(pb, 16), vi(1)))), 16))
-        w = imin(imax(iadd(w, to_int(p)), vi(-LIMIT)), vi(LIMIT))
-        storei(m, w)
-        t = operand(w)
-        high = ior(shl(high, 8), iand(sar(iadd(t, vi(128)), 8), vi(255)))
-        low = ior(shl(low, 8), iand(t, vi(255)))
-    storei(hi, high)
-    storei(lo, low)
+    s01, s23 = loadi(speed), loadi(speed + 64)
+    w0, w1, w2, w3 = loadi(master), loadi(master + 64), loadi(master + 128), loadi(master + 192)
+    upper = vi(-65536)
+    p0, db = _step(sums, v, from_bits(shl(s01, 16)), w0, mu_neg, dv_neg, dh, lam, db, da, scale, momentum, decay, l1)
+    p1, db = _step(sums + stride, v + 1, from_bits(iand(s01, upper)), w1, mu_neg, dv_neg, dh, lam, db, da + 64, scale,
+                   momentum, decay, l1)
+    p2, db = _step(sums + 2 * stride, v + 2, from_bits(shl(s23, 16)), w2, mu_neg, dv_neg, dh, lam, db, da + 128,
+                   scale, momentum, decay, l1)
+    p3, db = _step(sums + 3 * stride, v + 3, from_bits(iand(s23, upper)), w3, mu_neg, dv_neg, dh, lam, db, da + 192,
+                   scale, momentum, decay, l1)
+    storei(speed, _bfloat16_pair(p0, p1))
+    storei(speed + 64, _bfloat16_pair(p2, p3))
+    w0, w1, w2, w3 = clipped(iadd(w0, to_int(p0))), clipped(iadd(w1, to_int(p1))), clipped(
+        iadd(w2, to_int(p2))), clipped(iadd(w3, to_int(p3)))
+    storei(master, w0)
+    storei(master + 64, w1)
+    storei(master + 128, w2)
+    storei(master + 192, w3)
+    pack_quads(operand(w0), operand(w1), operand(w2), operand(w3), hi, lo)
     return db
 
 
 @inline
+def _bfloat16_pair(p, q):
+    """Upper halves of two floats, rounded half away from zero, as the halves of one word."""
+    half = vi(0x8000)
+    return ior(shr(iadd(bits(p), half), 16), iand(iadd(bits(q), half), vi(-65536)))
+
+
+@inline
 def settle(p):
-    """A step in units 2^-24: saturated at +-2^28, and 0 when below 2^-8 (so no velocity ever becomes denormal)."""
+    """A step in units 2^-24: saturated at +-2^28 and rounded to 1/256.
+
+    Adding and subtracting 1.5 * 2^15 does that (coarser above 2^14), so no velocity ever becomes denormal.
+    """
     p = fmin(fmax(p, vf(f4(-_STEP_MAX))), vf(_STEP_MAX))
-    small = i_less(iand(bits(p), vi(0x7FFFFFFF)), vi(_STEP_MIN_BITS), vi(-1))
-    return from_bits(iand(bits(p), ixor(small, vi(-1))))
+    return fsub(fadd(p, vf(_GRID)), vf(_GRID))
 
 
 @inline

@@ -6,8 +6,8 @@ place in one table of addresses that the kernels take::
     Vp, Hp, Bp = visibles, hiddens, rows, each rounded up to 64;  G = Hp / 16
 
     MASTER   int32  [G, Vp, 16]        weights in units 2^-24
-    HI, LO   int8   [G, Vp / 4, 16, 4] their two planes: clip((w + 2048) >> 12, +-32639) = 256 hi + lo
-    SPEED    uint16 [G, Vp, 16]        momentum, upper halves of float32 (bfloat16)
+    HI, LO   int8   [G, Vp / 4, 16, 4] their two planes: (w + 2048) >> 12 = 256 hi + lo, |w| <= 7.97
+    SPEED    uint16 [G, Vp / 2, 16, 2] momentum of two rows a lane, upper halves of float32 (bfloat16)
     X        uint8  [2, Bp, Vp]        visible data, this minibatch's and the next one's
     XT       uint8  [2, Vp, Bp]        the same, transposed
     P0, P1   uint8  [G, Bp / 4, 16, 4] hidden probabilities in 1/255, data and model
@@ -26,10 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossipdbn.kernels.tiers import inline, kernel
-from gossipdbn.kernels.vectors import addr, iadd, iand, imax, imin, ior, loadi, sar, shl, storei, vi
+from gossipdbn.kernels.vectors import add16, addr, iadd, iand, imax, imin, ior, loadi, sar, shl, shr, storei, vi
 
 PAD_BIAS = -(1 << 30)
 LIMIT = 1 << 30
+WEIGHT_LIMIT = 32639 << 12
+"""Largest |weight| of a layer that trains in integers, 7.97: what two int8 planes can express."""
 ROWS_MAX = 4080
 """Rows of a minibatch; byte counters of the visible sums hold no more."""
 
@@ -131,21 +133,33 @@ def addresses(*parts: dict[int, AnyArray]) -> NDArray[np.int64]:
 
 @inline
 def operand(w):  # type: ignore[no-untyped-def]
-    """The 16-bit operand of a master: units 2^-12, rounded half up, saturated at +-7.97."""
-    return imin(imax(sar(iadd(w, vi(2048)), 12), vi(-32639)), vi(32639))
+    """The 16-bit operand of a master: units 2^-12, rounded half up; |w| must not exceed WEIGHT_LIMIT."""
+    return sar(iadd(w, vi(2048)), 12)
+
+
+@inline
+def pack_quads(t0, t1, t2, t3, hi, lo):  # type: ignore[no-untyped-def]
+    """Store the two planes of four rows of operands: bytes t0, t1, t2, t3 of each lane."""
+    even = ior(iand(t0, vi(0xFFFF)), shl(t2, 16))
+    odd = ior(iand(t1, vi(0xFFFF)), shl(t3, 16))
+    storei(lo, ior(iand(even, vi(0x00FF00FF)), iand(shl(odd, 8), vi(-0xFF0100))))
+    even = add16(even, vi(0x00800080))
+    odd = add16(odd, vi(0x00800080))
+    storei(hi, ior(iand(shr(even, 8), vi(0x00FF00FF)), iand(odd, vi(-0xFF0100))))
+
+
+@inline
+def clipped(w):  # type: ignore[no-untyped-def]
+    """Masters held within what the planes can express."""
+    return imin(imax(w, vi(-WEIGHT_LIMIT)), vi(WEIGHT_LIMIT))
 
 
 @inline
 def refresh_quads(master, hi, lo):  # type: ignore[no-untyped-def]
     """The two planes of four rows of one group, from 4 x 16 masters."""
-    high = vi(0)
-    low = vi(0)
-    for j in range(3, -1, -1):
-        t = operand(loadi(master + j * 64))
-        high = ior(shl(high, 8), iand(sar(iadd(t, vi(128)), 8), vi(255)))
-        low = ior(shl(low, 8), iand(t, vi(255)))
-    storei(hi, high)
-    storei(lo, low)
+    t0, t1 = operand(clipped(loadi(master))), operand(clipped(loadi(master + 64)))
+    t2, t3 = operand(clipped(loadi(master + 128))), operand(clipped(loadi(master + 192)))
+    pack_quads(t0, t1, t2, t3, hi, lo)
 
 
 @kernel

@@ -19,7 +19,7 @@ import numpy as np
 from gossipdbn.kernels import cd_layout as lay
 from gossipdbn.kernels.activation import NEG_LOG2E, flush
 from gossipdbn.kernels.cd_epilogue import bias_step
-from gossipdbn.kernels.cd_layout import LIMIT, refresh_quads
+from gossipdbn.kernels.cd_layout import clipped, refresh_quads
 from gossipdbn.kernels.cd_panels import panel_hidden, panel_update, pass_visible, sum_counts
 from gossipdbn.kernels.counter_rng import child64
 from gossipdbn.kernels.tiers import device, inline, kernel
@@ -33,8 +33,6 @@ from gossipdbn.kernels.vectors import (
     fsqrt,
     fsub,
     iadd,
-    imax,
-    imin,
     imul,
     isub,
     load8u,
@@ -164,7 +162,7 @@ def limit_norms(panel, master, hi, lo, visible, vp, max_norm):
             at = n * vp + v
             for i in range(4):
                 m = master + (at + i) * 64
-                storei(m, imin(imax(to_int(fmul(to_float(loadi(m)), factor)), vi(-LIMIT)), vi(LIMIT)))
+                storei(m, clipped(to_int(fmul(to_float(loadi(m)), factor))))
             refresh_quads(master + at * 64, hi + at * 16, lo + at * 16)
 
 

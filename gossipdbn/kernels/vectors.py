@@ -224,6 +224,17 @@ fadd, fsub, fmul, fdiv = (_binary(op, floats) for op in ("fadd", "fsub", "fmul",
 iadd, isub, imul, ixor, ior, iand = (_binary(op, ints) for op in ("add", "sub", "mul", "xor", "or_", "and_"))
 
 
+@intrinsic
+def add16(tc, x, y):
+    """Sum of the sixteen-bit halves, each modulo 2**16."""
+
+    def code(context, b, sig, args):
+        halves = ir.VectorType(_I16, 2 * LANES)
+        return b.bitcast(b.add(b.bitcast(args[0], halves), b.bitcast(args[1], halves)), _VI)
+
+    return ints(ints, ints), code
+
+
 def _shift(op):
     @intrinsic
     def f(tc, x, n):
@@ -273,8 +284,7 @@ def to_int(tc, x):
     """float32 -> int32, rounded to nearest even; |x| must be below 2**31."""
 
     def code(context, b, sig, args):
-        r = b.call(function(b, "llvm.roundeven.v16f32", ir.FunctionType(_VF, [_VF])), [args[0]])
-        return b.fptosi(r, _VI)
+        return b.call(function(b, "llvm.lrint.v16i32.v16f32", ir.FunctionType(_VI, [_VF])), args)
 
     return ints(floats), code
 

@@ -140,7 +140,7 @@ def _layer_state(spec: ModelSpec, phase: PhaseSpec, layer: int) -> State:
     f4 = np.float32
     if _integer_layer(spec, layer):
         vp, hp = cd_layout.padded(visible), cd_layout.padded(hidden)
-        speed: NDArray[np.generic] = np.zeros((hp // 16, vp, 16), np.uint16)
+        speed: NDArray[np.generic] = np.zeros((hp // 16, vp // 2, 16, 2), np.uint16)
     else:
         vp, hp = dense.pad16(visible), dense.pad32(hidden)
         speed = np.zeros((hp // 16, vp, 16), f4)
