@@ -70,6 +70,8 @@ class SourceConfig:
     batch_ms: int = 500
 
     def __post_init__(self) -> None:
+        for name in ("path", "labels"):
+            object.__setattr__(self, name, getattr(self, name).removeprefix("file://"))
         _check_source(self)
 
 

@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from gossipdbn.adapters.kafka_log import KafkaLog
-from gossipdbn.errors import ConfigError, DataError, GossipDbnError, LogError
-from gossipdbn.readers import SAMPLE_ROWS, csv_row, json_rows, list_files, read_sample
-from gossipdbn.schema import Schema, SchemaConfig, fit
+from gossipdbn.errors import DataError, GossipDbnError, LogError
+from gossipdbn.readers import list_files
+from gossipdbn.schema import Schema
 from gossipdbn.source import SourceConfig
 from gossipdbn.spark.audit import TopicAudit
 from gossipdbn.spark.pack import PackPlan, data_error_in, make_plan
-from gossipdbn.spark.session import close_session, open_session
-from gossipdbn.spark.sources import base_folder, java_client_settings, stream
+from gossipdbn.spark.sample import fit_source_schema
+from gossipdbn.spark.session import close_session, open_session, session_is_open
+from gossipdbn.spark.sources import base_folder, is_remote, java_client_settings, stream
 from gossipdbn.wire import envelope
 from gossipdbn.wire.shards import ShardLimits, dtype_code
 
@@ -30,7 +31,6 @@ __all__ = ["FeedProgress", "FeedResult", "FeedTarget", "fit_source_schema", "run
 
 _POLL_S = 0.1
 _GAP_S = 1.0
-_SAMPLE_S_MAX = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def run_feed(
     """
     began = time.monotonic()
     plan = make_plan(source, schema, target.slots, base_folder(source), target.keys, target.key_id)
-    if source.kind != "kafka" and not source.endless and "://" not in source.path:
+    if source.kind != "kafka" and not source.endless and not is_remote(source.path):
         list_files(source)
     limits = ShardLimits(schema.width, dtype_code(schema.visible_units), len(schema.classes))
     log = KafkaLog(target.bootstrap, kafka=dict(target.kafka))
@@ -137,8 +137,8 @@ def run_feed(
         done = audit.any_ended
         if not done:
             watch.tell("starting Spark")
-            own = spark is None
-            session = open_session(master=master, log_folder=log_folder) if own else spark
+            own = spark is None and not session_is_open()
+            session = open_session(master=master, log_folder=log_folder) if spark is None else spark
             try:
                 done = _run(session, plan, target, watch)
             finally:
@@ -283,44 +283,3 @@ def _clean(error: BaseException) -> GossipDbnError:
     if lost:
         return DataError(f"the source topic no longer holds events that were not fed: {lost[0][:300]}")
     return DataError(f"the feed's query failed: {(causes or ['no message'])[0][:500]}")
-
-
-def fit_source_schema(source: SourceConfig, config: SchemaConfig, bootstrap: str = "", **kafka: Any) -> Schema:
-    """Fit the run's schema on the source's first rows (up to 10,000), before the run is made.
-
-    Raises
-    ------
-    DataError : the source is empty or cannot be read. ConfigError : the settings do not fit it.
-    """
-    if source.kind != "kafka":
-        return read_sample(source, config)
-    lines = _sample_events(source, source.bootstrap or bootstrap, {} if source.bootstrap else kafka)
-    where = f"topic {source.topic}"
-    columns = json_rows(lines, where) if source.format == "json" else csv_row(lines, source, None, where)
-    return fit(columns, config, where)
-
-
-def _sample_events(source: SourceConfig, bootstrap: str, kafka: dict[str, Any]) -> list[bytes]:
-    log = KafkaLog(bootstrap, **kafka)
-    try:
-        partitions = log.partitions(source.topic)
-        if not partitions:
-            raise ConfigError(f"source.topic: there is no topic {source.topic!r} at {bootstrap}")
-        deadline = time.monotonic() + _SAMPLE_S_MAX
-        while True:
-            ranges = [log.offsets(source.topic, p) for p in range(partitions)]
-            if any(end > first for first, end in ranges):
-                break
-            if not source.endless or time.monotonic() > deadline:
-                raise DataError(
-                    f"topic {source.topic} is empty: the schema is fitted on its first events. Send some, then start"
-                )
-            time.sleep(0.2)
-        share = -(-SAMPLE_ROWS // partitions)
-        lines: list[bytes] = []
-        for partition, (first, end) in enumerate(ranges):
-            stop = min(end, first + share)
-            lines += [r.value for r in log.read(source.topic, partition, first, stop)]
-        return lines
-    finally:
-        log.close()

@@ -16,7 +16,7 @@ from gossipdbn.embedded.archive import ClassArchive
 from gossipdbn.embedded.java import cache_folder, find_java, spark_java_home
 from gossipdbn.errors import EmbeddedError
 
-__all__ = ["class_archive", "close_session", "kafka_jars", "open_session", "own_session"]
+__all__ = ["class_archive", "close_session", "kafka_jars", "open_session", "own_session", "session_is_open"]
 
 _LOG_SETTINGS = """\
 rootLogger.level = warn
@@ -82,10 +82,7 @@ def open_session(
     """
     from pyspark.sql import SparkSession
 
-    active = SparkSession.getActiveSession()
-    if active is not None:
-        return active
-    if not own_session():
+    if session_is_open() or not own_session():
         return SparkSession.builder.appName(name).getOrCreate()  # master, jars and logs are spark-submit's business
     local = master.startswith("local")
     settings = dict(_COMMON)
@@ -107,6 +104,13 @@ def open_session(
             raise EmbeddedError(
                 f"Spark did not start ({str(error).splitlines()[0][:300]}). Its log is {logs / 'spark.log'}"
             ) from error
+
+
+def session_is_open() -> bool:
+    """Whether this process has a session already; ``open_session`` returns it, and its owner closes it."""
+    from pyspark import SparkContext
+
+    return SparkContext._active_spark_context is not None
 
 
 def own_session() -> bool:

@@ -12,7 +12,7 @@ from gossipdbn.readers import SUFFIXES
 from gossipdbn.source import SourceConfig
 from gossipdbn.spark.pack import OUTPUT, PackPlan, packer
 
-__all__ = ["base_folder", "java_client_settings", "stream"]
+__all__ = ["base_folder", "file_frame", "is_remote", "java_client_settings", "stream"]
 
 _FILE_SCHEMA = "path string, modificationTime timestamp, length long, content binary"
 
@@ -21,13 +21,14 @@ def base_folder(source: SourceConfig) -> str:
     """The folder that file names in shard ids are relative to: the folder itself, or the file's or glob's one."""
     if source.kind == "kafka":
         return ""
-    if _remote(source.path):
+    if is_remote(source.path):
         return source.path.rstrip("/") if not _pattern(source.path) else source.path.rpartition("/")[0]
     path = Path(source.path).expanduser()
     return str((path if path.is_dir() else path.parent).absolute())
 
 
-def _remote(path: str) -> bool:
+def is_remote(path: str) -> bool:
+    """Whether the path is a URL of a file system that only Spark is sure to reach."""
     return re.match(r"^[a-z][a-z0-9+.-]*://", path) is not None and not path.startswith("file://")
 
 
@@ -38,17 +39,22 @@ def _pattern(path: str) -> bool:
 
 def _name_filter(source: SourceConfig) -> str:
     """Spark's glob for the names of the source's files inside ``base_folder``."""
-    if _remote(source.path):
+    if is_remote(source.path):
         if _pattern(source.path):
             return source.path.rpartition("/")[2]
     else:
         path = Path(source.path).expanduser()
         if path.is_file():
-            return re.sub(r"([\[\]{}*?\\])", r"\\\1", path.name)
+            return _literal(path.name)
         if not path.is_dir():
             return path.name
     endings = [s + zipped for s in SUFFIXES[source.kind] for zipped in ("", ".gz")]
     return "*{" + ",".join(endings) + "}"
+
+
+def _literal(name: str) -> str:
+    """``name`` as a glob that matches nothing else."""
+    return re.sub(r"([\[\]{}*?\\])", r"\\\1", name)
 
 
 def stream(spark: Any, plan: PackPlan, bootstrap: str, settings: dict[str, str]) -> Any:
@@ -67,15 +73,16 @@ def stream(spark: Any, plan: PackPlan, bootstrap: str, settings: dict[str, str])
     return found.mapInArrow(packer(plan), OUTPUT)
 
 
+def file_frame(reader: Any, source: SourceConfig, base: str) -> Any:
+    """The source's files, one row each, by Spark's reader (``spark.read`` or ``spark.readStream``)."""
+    described = reader.format("binaryFile").schema(_FILE_SCHEMA).option("pathGlobFilter", _name_filter(source))
+    return described.load(base if is_remote(source.path) else "file://" + _literal(base))
+
+
 def _files(spark: Any, source: SourceConfig, base: str) -> Any:
-    reader = (
-        spark.readStream.format("binaryFile")
-        .schema(_FILE_SCHEMA)
-        .option("pathGlobFilter", _name_filter(source))
-        .option("maxFilesPerTrigger", str(source.files_per_batch))
-    )
-    columns = ("path", "content") if _remote(source.path) else ("path",)  # local files are read piece by piece
-    return reader.load(base if _remote(source.path) else Path(base).as_uri()).select(*columns)
+    found = file_frame(spark.readStream.option("maxFilesPerTrigger", str(source.files_per_batch)), source, base)
+    # local files are read piece by piece; what lies elsewhere comes whole, through Spark's own file system clients
+    return found.select(*(("path", "content") if is_remote(source.path) else ("path",)))
 
 
 def _events(spark: Any, source: SourceConfig, bootstrap: str, settings: dict[str, str]) -> Any:

@@ -18,7 +18,6 @@ import pytest
 from test_readers import idx
 
 from gossipdbn.adapters.kafka_log import KafkaLog
-from gossipdbn.embedded.broker import Broker
 from gossipdbn.errors import ConfigError, DataError, GossipDbnError
 from gossipdbn.ports import TopicSpec
 from gossipdbn.schema import Schema, SchemaConfig, encode, schema_to_dict
@@ -35,14 +34,6 @@ KEYS = {7: b"sixteen bytes ..."}
 
 
 @pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaLog]:
-    with Broker(tmp_path_factory.mktemp("kafka"), die_with_parent=True) as broker:
-        opened = KafkaLog(broker.bootstrap)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     session = open_session(log_folder=tmp_path_factory.mktemp("spark"))
     yield session
@@ -50,8 +41,8 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture
-def target(log: KafkaLog, tmp_path: Path, request: pytest.FixtureRequest) -> FeedTarget:
-    topic = f"run-{abs(hash(request.node.name)) % 10**9}.shards"
+def target(log: KafkaLog, tmp_path: Path, run_name: str) -> FeedTarget:
+    topic = f"{run_name}.shards"
     log.create_topics([TopicSpec(topic, SLOTS)])
     return FeedTarget(log.bootstrap, topic, SLOTS, str(tmp_path / "checkpoint"), 7, KEYS)
 
@@ -421,3 +412,32 @@ def test_missing_topics_and_empty_sources_are_named(log, spark, target, tmp_path
         run_feed(SourceConfig("csv", str(tmp_path)), schema, target, spark=spark)
     with pytest.raises(ConfigError, match="there is no topic"):
         fit_source_schema(SourceConfig("kafka", topic="no-such"), SchemaConfig(), log.bootstrap)
+
+
+def test_folders_with_odd_names_are_taken_literally(log, spark, target, tmp_path):
+    folder = tmp_path / "my rows [1] 100%"
+    source, expected = _csv_folder(folder, 2, 40)
+    (folder / "notes.md").write_text("not rows")
+    schema = fit_source_schema(source, SchemaConfig())
+    assert run_feed(source, schema, target, spark=spark).rows == 80
+    shards, _, _ = on_topic(log, target, schema)
+    for name, rows in expected.items():
+        np.testing.assert_array_equal(rows_of(shards, name)[0], rows)
+
+
+@pytest.mark.hdfs
+@pytest.mark.slow
+def test_files_on_hdfs_are_read_by_sparks_own_client(log, target, tmp_path, hdfs_folder):
+    from gossipdbn.adapters.stores import open_store
+
+    _, expected = _csv_folder(tmp_path / "rows", 3, 40)
+    store = open_store(hdfs_folder)
+    for name in expected:
+        store.put(name, (tmp_path / "rows" / name).read_bytes())
+    source = SourceConfig("csv", hdfs_folder, shard_rows=20)
+    schema = fit_source_schema(source, SchemaConfig())
+    result = run_feed(source, schema, target)
+    assert (result.finished, result.rows) == (True, 120)
+    shards, _, _ = on_topic(log, target, schema)
+    for name, rows in expected.items():
+        np.testing.assert_array_equal(rows_of(shards, name)[0], rows)
