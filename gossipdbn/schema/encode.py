@@ -145,10 +145,9 @@ def _refuse(bad: Array, c: Column, values: Array, expected: str, at: tuple[str, 
 
 
 @lru_cache(maxsize=64)
-def _byte_table(low: float, high: float) -> npt.NDArray[np.uint8]:
+def _byte_table(low: float, high: float) -> bytes:
     steps = (np.arange(256) - low) * (GREY_MAX / (high - low))
-    table: npt.NDArray[np.uint8] = np.clip(np.rint(steps), 0, GREY_MAX).astype(np.uint8)
-    table.setflags(write=False)
+    table: bytes = np.clip(np.rint(steps), 0, GREY_MAX).astype(np.uint8).tobytes()
     return table
 
 
@@ -159,8 +158,8 @@ def _grey(c: Column, numbers: Array, at: tuple[str, int]) -> Array:
         outside = (numbers < c.low) | (numbers > c.high)
         _refuse(outside, c, numbers, f"a number in {c.low:.9g}..{c.high:.9g}", at)
     if small:
-        table: Array = _byte_table(c.low, c.high)[numbers]
-        return table
+        table = _byte_table(c.low, c.high)
+        return np.frombuffer(numbers.tobytes().translate(table), np.uint8).reshape(numbers.shape)
     steps = (numbers.astype(np.float64) - c.low) * (GREY_MAX / (c.high - c.low))
     grey: Array = np.clip(np.rint(steps), 0, GREY_MAX).astype(np.uint8)
     return grey
@@ -215,16 +214,21 @@ def _categories(c: Column, raw: Array, at: tuple[str, int]) -> npt.NDArray[np.in
 
 def _labels(schema: Schema, raw: Array, prefix: str, first_row: int) -> npt.NDArray[np.int32]:
     index = {name: i for i, name in enumerate(schema.classes)}
-    out = np.empty(len(raw), np.int32)
-    for i, name in enumerate(texts_of(raw)):
-        if name is None or not name:
-            out[i] = -1
-            continue
-        k = index.get(name)
-        if k is None:
-            raise DataError(
-                f"{prefix}label column {schema.label!r}, row {first_row + i}: expected one of the classes "
-                f"{some_names(schema.classes, 12)}, got {name[:40]!r}"
-            )
-        out[i] = k
+    missing = -2  # no class of this name; -1 is "no label"
+
+    def number(value: object) -> int:
+        name = _text(value)
+        return -1 if not name else index.get(name, missing)
+
+    if raw.dtype.kind in "biuf" and raw.ndim == 1:
+        unique, inverse = np.unique(raw, return_inverse=True)
+        out = np.array([number(u) for u in unique.tolist()], np.int32)[inverse]
+    else:
+        out = np.array([number(v) for v in raw.tolist()], np.int32)
+    if (out == missing).any():
+        row = int(np.argmax(out == missing))
+        raise DataError(
+            f"{prefix}label column {schema.label!r}, row {first_row + row}: expected one of the classes "
+            f"{some_names(schema.classes, 12)}, got {(_text(raw[row]) or '')[:40]!r}"
+        )
     return out
