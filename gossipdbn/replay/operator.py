@@ -1,0 +1,266 @@
+"""What an operator may do to a running run: subtract updates exactly, and close a slot that nobody will run.
+
+Both are records like any other: appended, read back and judged; nothing is done unless the log shows it as accepted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from gossipdbn.core import chain as chains
+from gossipdbn.core import rounds
+from gossipdbn.core.replica import Replica
+from gossipdbn.core.topics import run_names
+from gossipdbn.core.values import (
+    GIVEN_UP,
+    RESET,
+    Accepted,
+    Claim,
+    Manifest,
+    Payload,
+    Revocation,
+    TensorDelta,
+    Undecided,
+    Update,
+)
+from gossipdbn.errors import ConfigError, LogError
+from gossipdbn.kernels import codec
+from gossipdbn.models.spec import layout, parameter_count
+from gossipdbn.ports import Log, SnapshotStore
+from gossipdbn.wire.messages import RunWire, payload_name
+from gossipdbn.worker.recover import fetch_payload
+
+__all__ = ["GivenUp", "Operator", "Revoked"]
+
+ATTEMPTS = 20
+FLUSH_S = 15.0
+READ_BACK_S = 15.0
+_PAUSE_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """Updates ``first`` .. ``last`` of a slot are subtracted, by the operator's records ``numbers``."""
+
+    run: str
+    slot: int
+    first: int
+    last: int
+    rows: int
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """A slot is closed by the operator at update ``seq``; ``cursor`` is the (epoch, row) it had reached."""
+
+    run: str
+    slot: int
+    seq: int
+    incarnation: int
+    phase: int
+    cursor: tuple[int, int]
+    before: str
+
+
+class Operator:
+    """Acts on one run of a log.
+
+    Parameters
+    ----------
+    wire : seals with the operator's key. name : who acts; shows in the claims of slots given up.
+    """
+
+    def __init__(
+        self, log: Log, manifest: Manifest, store: SnapshotStore, wire: RunWire, name: str, prefix: str = "",
+        wait: Callable[[float], None] = time.sleep,
+    ) -> None:  # fmt: skip
+        self.manifest = manifest
+        self._log, self._store, self._wire, self._name, self._wait = log, store, wire, name, wait
+        self._topic = run_names(manifest.run, prefix).updates
+
+    # ---- reading ----------------------------------------------------------------------------------------------------
+    def _judged(self, partition: int) -> Iterator[tuple[chains.Chain, bytes, object, Payload | None]]:
+        """(chain after it, bytes, accepted message or None, payload) of every record of a partition."""
+        chain = chains.genesis(self.manifest.slots)
+        start, end = self._log.offsets(self._topic, partition)
+        if start:
+            raise LogError(
+                f"{self._topic} partition {partition} starts at offset {start}: what came before was trimmed"
+            )
+        for record in self._log.read(self._topic, partition, start, end):
+            payload = None
+            decoded = self._wire.decode(record.value)
+            verdict = chains.judge(self.manifest, chain, partition, decoded)
+            if isinstance(verdict, Undecided) and verdict.wants is not None:
+                payload = fetch_payload(self._store, verdict.wants)
+                verdict = chains.judge(self.manifest, chain, partition, decoded, payload)
+            if isinstance(verdict, Undecided):
+                raise LogError(f"{self._topic} partition {partition}, offset {record.offset}: {verdict.reason}")
+            chain = chains.fold(self.manifest, chain, record.value, verdict)
+            message = verdict.message if isinstance(verdict, Accepted) else None
+            if isinstance(message, Update | Revocation) and message.payload is not None:
+                payload = message.payload
+            yield chain, record.value, message, payload
+
+    def _replica(self) -> Replica:
+        """Everything that is in the log now."""
+        replica = Replica(self.manifest, self._wire.decode, rounds.initial_parameters(self.manifest, self._store.get))
+        for partition in range(self.manifest.slots + 1):
+            self._read_on(replica, partition)
+        return replica
+
+    def _read_on(self, replica: Replica, partition: int) -> None:
+        start, end = replica.chains[partition].offset, self._log.offsets(self._topic, partition)[1]
+        for record in self._log.read(self._topic, partition, start, end):
+            verdict = replica.read(partition, record.offset, record.value)
+            if isinstance(verdict, Undecided) and verdict.wants is not None:
+                payload = fetch_payload(self._store, verdict.wants)
+                verdict = replica.read(partition, record.offset, record.value, payload)
+            if isinstance(verdict, Undecided):
+                raise LogError(f"{self._topic} partition {partition}, offset {record.offset}: {verdict.reason}")
+
+    def _append(self, partition: int, *records: bytes) -> None:
+        """Send and wait until it is acknowledged and can be read."""
+        end = self._log.offsets(self._topic, partition)[1]
+        writer = self._log.writer()
+        try:
+            for raw in records:
+                writer.send(self._topic, partition, raw)
+            if not writer.flush(FLUSH_S):
+                raise LogError(f"{self._topic} did not take the record: {writer.failure() or 'no acknowledgement'}")
+        finally:
+            writer.close()
+        waited = 0.0
+        while self._log.offsets(self._topic, partition)[1] < end + len(records):
+            if waited > READ_BACK_S:
+                raise LogError(f"{self._topic} partition {partition} does not show the acknowledged record")
+            self._wait(_PAUSE_S)
+            waited += _PAUSE_S
+
+    # ---- revoking ---------------------------------------------------------------------------------------------------
+    def revoke(self, slot: int, first: int, last: int | None = None, reason: str = "") -> Revoked:
+        """Subtract updates ``first`` .. ``last`` (None: the newest) of a slot from every replica, exactly.
+
+        Raises
+        ------
+        ConfigError : no such updates, or some are revoked already. LogError, StoreError : the record cannot be written.
+        """
+        if not 0 <= slot < self.manifest.slots:
+            raise ConfigError(f"--slot: {slot} is not a slot of the run; it has 0 to {self.manifest.slots - 1}")
+        found = [(m, p) for _, _, m, p in self._judged(slot) if isinstance(m, Update)]
+        last = len(found) - 1 if last is None else last
+        if not 0 <= first <= last < len(found):
+            raise ConfigError(f"updates {first} to {last}: slot {slot} has updates 0 to {len(found) - 1}")
+        numbers = []
+        for a, b, payload in self._payloads([p or () for _, p in found], first, last):
+            numbers.append(self._revoke_range(slot, a, b, payload, reason))
+        rows = sum(m.rows.count for m, _ in found[first : last + 1])
+        return Revoked(self.manifest.run, slot, first, last, rows, tuple(numbers))
+
+    def _payloads(self, payloads: list[Payload], first: int, last: int) -> Iterator[tuple[int, int, Payload]]:
+        """(first, last, minus the sum) of ranges that together are ``first`` .. ``last``.
+
+        One range nearly always. A sum beyond +-2^30 does not fit the codec: then the range is halved.
+        """
+        total = np.zeros(parameter_count(self.manifest.spec), np.int64)
+        tensors = layout(self.manifest.spec)
+        for payload in payloads[first : last + 1]:
+            for part in payload:
+                t = tensors[part.tensor]
+                total[t.offset : t.offset + t.size] += codec.decode(part.codec, part.data, *t.blocks).ravel()
+        if np.abs(total).max(initial=0) > codec.RESIDUAL_MAX:
+            middle = (first + last) // 2
+            yield from self._payloads(payloads, first, middle)
+            yield from self._payloads(payloads, middle + 1, last)
+            return
+        minus = (-total).astype(np.int32)
+        parts = []
+        for t in tensors:
+            values = minus[t.offset : t.offset + t.size]
+            if values.any():
+                data = codec.quantise(codec.EXACT, values.reshape(t.blocks), self.manifest.e_max)
+                parts.append(TensorDelta(t.id, codec.EXACT, data))
+        yield first, last, tuple(parts)
+
+    def _revoke_range(self, slot: int, first: int, last: int, payload: Payload, reason: str) -> int:
+        partition = self.manifest.slots
+        for _ in range(ATTEMPTS):
+            chain = self._operators_chain()
+            for s, a, b in chain.revoked:
+                if s == slot and a <= last and first <= b:
+                    raise ConfigError(f"updates {a} to {b} of slot {slot} are revoked already")
+            message = Revocation(
+                self.manifest.run, chain.count, slot, first, last, chains.payload_digest(self.manifest, payload),
+                payload, None, reason[:500],
+            )  # fmt: skip
+            if sum(len(p.data) for p in payload) > self.manifest.inline_bytes:
+                ref, data = self._wire.pack_payload(payload)
+                self._store.put(payload_name(ref), data)
+                message = msgspec.structs.replace(message, payload=None, payload_ref=ref)
+            raw = self._wire.encode(message)
+            self._append(partition, raw)
+            if any(r == raw and m is not None for _, r, m, _ in self._judged(partition)):
+                return message.number
+            self._wait(_PAUSE_S)  # another operator was quicker
+        raise LogError(f"{self._topic} partition {partition}: {ATTEMPTS} attempts to revoke were overtaken")
+
+    def _operators_chain(self) -> chains.Chain:
+        chain = chains.genesis(self.manifest.slots)
+        for after, *_ in self._judged(self.manifest.slots):
+            chain = after
+        return chain
+
+    # ---- giving up --------------------------------------------------------------------------------------------------
+    def give_up(self, slot: int, reason: str = "") -> GivenUp:
+        """Close a slot for good, so that the run can finish without it; its other rows stay outstanding.
+
+        The operator claims the slot, which fences whoever has it, and closes it in the same breath. What the slot has
+        trained stays; what quantisation left behind in it is lost.
+
+        Raises
+        ------
+        ConfigError : no such slot, or it is closed. LogError : the records cannot be written, or are overtaken again
+            and again.
+        """
+        if not 0 <= slot < self.manifest.slots:
+            raise ConfigError(f"--slot: {slot} is not a slot of the run; it has 0 to {self.manifest.slots - 1}")
+        replica = self._replica()
+        for attempt in range(ATTEMPTS):
+            chain = replica.chains[slot]
+            if chain.closed:
+                raise ConfigError(f"slot {slot} is closed already" + (f" ({chain.failed})" if chain.failed else ""))
+            claim, closing = self._closing(replica, slot, reason)
+            self._append(slot, claim, closing)
+            self._read_on(replica, slot)
+            if replica.chains[slot].closed and self._ours(slot, closing):
+                after = replica.chains[slot]
+                return GivenUp(
+                    self.manifest.run, slot, after.count - 1, after.incarnation, after.phase, after.cursor, chain.worker
+                )
+            self._wait(_PAUSE_S * (attempt + 1))
+            for partition in range(self.manifest.slots + 1):
+                self._read_on(replica, partition)
+        raise LogError(f"slot {slot}: {ATTEMPTS} attempts to claim it were overtaken by its owner; stop that worker")
+
+    def _closing(self, replica: Replica, slot: int, reason: str) -> tuple[bytes, bytes]:
+        """A claim with reset, and the closing that follows it."""
+        manifest, chain = self.manifest, replica.chains[slot]
+        claim = Claim(
+            manifest.run, slot, chain.incarnation + 1, self._name, RESET, self._wire.key_id, manifest.numerics
+        )  # fmt: skip
+        raw = self._wire.encode(claim)
+        chain = chains.fold(manifest, chain, raw, Accepted(claim))
+        state = rounds.fresh_state(manifest, slot, chain)
+        note = reason or "given up by the operator"
+        update = rounds.closing(manifest, state, replica.acc, replica.version, GIVEN_UP, note=note)
+        return raw, self._wire.encode(update)
+
+    def _ours(self, slot: int, closing: bytes) -> bool:
+        end = self._log.offsets(self._topic, slot)[1]
+        return any(r.value == closing for r in self._log.read(self._topic, slot, max(0, end - 256), end))
