@@ -99,6 +99,9 @@ class KafkaLog:
                     raise LogError(f"topic {name}: the brokers did not create it in time", retryable=True) from error
         self._wait_for_leaders(topics)
         self._check_settings(topics)
+        # A fresh cluster makes its groups topic at the first question about a group, which takes seconds: ask now, so
+        # that the first member need not wait. The answer does not matter.
+        self._admin().describe_consumer_groups([f"{self._options.client_id}-reader"])
 
     def delete_topics(self, names: Sequence[str]) -> None:
         """Delete topics for good; missing ones are fine."""

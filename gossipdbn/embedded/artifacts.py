@@ -183,7 +183,10 @@ def _fetch(
     tell(f"{lock_name}: fetching {len(locked)} jars, {size / 1e6:.0f} MB (once)")
     began = time.monotonic()
     ivy_cache = target.parent / f".ivy-{target.name}"  # kept after a failure: the next try goes on from there
-    work = Path(tempfile.mkdtemp(prefix=".fetch-", dir=target.parent))
+    prefix = f".fetch-{target.name}-"
+    for left in target.parent.glob(f"{prefix}*"):  # of a killed process: we hold the lock, nobody is at work there
+        shutil.rmtree(left, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
         output = _resolve(java, locked, work, ivy_cache, settings, [], tell, lock_name)
         if _missing(work, locked) and "PKIX" in output:
