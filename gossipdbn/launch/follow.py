@@ -6,6 +6,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gossipdbn.core import rounds
 from gossipdbn.core.ledger import Ledger, Summary
 from gossipdbn.core.replica import Replica
@@ -74,6 +77,7 @@ class Follower:
     ----------
     replica : merged parameters at what has been read. ledger : the rows behind them.
     held : partition -> why it waits. messages : last events worth telling.
+    pretrained : int32 [P] when the first slot began backprop, or None.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Follower:
         self.replica = Replica(self.manifest, RunWire(0, keys).decode, initial)
         self.ledger = Ledger(self.manifest)
         self.seen = _Seen()
+        self.pretrained: NDArray[np.int32] | None = None
         self.held: dict[int, str] = {}
         self.messages: deque[str] = deque(maxlen=5)
         self.rows: dict[int, int | None] = dict.fromkeys(range(self.manifest.slots))
@@ -191,6 +196,8 @@ class Follower:
             facts.error = None  # the next phase measures something else
             return
         phase = self.manifest.phases[message.phase]
+        if phase.learner == "backprop" and self.pretrained is None:
+            self.pretrained = self.replica.acc.copy()  # to within one update
         facts.error, facts.staleness = _error(phase, message), m.staleness
         self.seen.staleness.append(m.staleness)
         self.seen.curve.append(

@@ -133,6 +133,7 @@ def _report(
         wall_seconds=tuple(r.wall_seconds.items()), updates=r.updates, bytes_per_update=r.bytes_per_update,
         test_error=r.test_error, test_rows=r.test_rows,
         confusion=evaluation.confusion if evaluation else None, test_values=values, image_shape=image,
+        generative=follower.pretrained,
         curve=tuple(follower.seen.curve), turns=tuple(follower.seen.turns), staleness=tuple(follower.seen.staleness),
         ledger=LedgerSummary(ledger.exact, ledger.planned_rows or 0, ledger.trained_rows, ledger.outstanding_rows or 0,
                              ledger.revoked_rows),

@@ -70,7 +70,7 @@ class RunReport:
     test_error, test_rows : fraction of wrong classes on rows never trained; None without labels.
     confusion : int [classes, classes], true class by row; None without labels.
     test_values : a few test rows as the model takes them, to be reconstructed.
-    image_shape : (height, width) when a row is an image.
+    image_shape : (height, width) when a row is an image. generative : int32 [P] before fine-tuning, or None.
     curve, turns, staleness : per update its error; who owned which slot when; per update how many were not contained.
     ledger, digests : the ledger's sums; (worker, digest in hexadecimal) of each replica at the end.
     versions : (package, version). created : date as text. next_steps : (what, command).
@@ -89,6 +89,7 @@ class RunReport:
     confusion: NDArray[np.int64] | None = None
     test_values: NDArray[Any] | None = None
     image_shape: tuple[int, int] | None = None
+    generative: NDArray[np.int32] | None = None
     curve: tuple[CurvePoint, ...] = ()
     turns: tuple[Turn, ...] = ()
     staleness: tuple[int, ...] = ()
@@ -147,7 +148,7 @@ def _body(r: RunReport) -> Sequence[str]:
     shape = r.image_shape
     return (
         sections.curves(r.curve, r.phases, names),
-        sections.images(r.model, r.test_values, shape) if shape else "",
+        sections.images(r.model, r.test_values, shape, r.generative) if shape else "",
         sections.confusion(r.confusion, r.model.classes) if r.confusion is not None else "",
         sections.who_trained_what(r.turns, r.curve, names, r.slots, r.staleness),
         sections.ledger(r.ledger, r.digests),

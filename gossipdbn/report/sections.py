@@ -65,8 +65,13 @@ def curves(points: Sequence[CurvePoint], phases: Sequence[PhaseSpec], names: Seq
     return _section("How it learned", note, legend, f'<div class="pair">{"".join(charts)}</div>')
 
 
-def images(model: Model, values: NDArray[Any] | None, shape: tuple[int, int]) -> str:
-    """First-layer filters, and test rows beside their reconstructions, as pictures inside the page."""
+def images(
+    model: Model, values: NDArray[Any] | None, shape: tuple[int, int], generative: NDArray[np.int32] | None = None
+) -> str:
+    """First-layer filters, and test rows beside their reconstructions, as pictures inside the page.
+
+    ``generative``: parameters before fine-tuning, which makes the way down meaningless; they reconstruct if given.
+    """
     weights = model.tensor(layout(model.spec)[0].name)
     shown = min(100, weights.shape[1])
     filters = pictures.data_uri(pictures.png(pictures.filters(weights, shape, shown)))
@@ -81,14 +86,15 @@ def images(model: Model, values: NDArray[Any] | None, shape: tuple[int, int]) ->
         from gossipdbn.models.learners import reconstruct  # loads the kernels: only for pages that show rows
 
         rows = values[:20]
-        again = reconstruct(model.spec, model.parameters, rows)
+        again = reconstruct(model.spec, model.parameters if generative is None else generative, rows)
         both = np.concatenate((unit_values(model.spec, rows), np.asarray(again, np.float64)))
         tiles = np.rint(255 * np.clip(both, 0, 1)).astype(np.uint8).reshape(-1, *shape)
         uri = pictures.data_uri(pictures.png(pictures.grid(tiles, len(rows))))
+        when = "" if generative is None else " as it was before fine-tuning"
         parts.append(
             f'<figure><h3>Test rows and what the model makes of them</h3><img src="{uri}" alt="{len(rows)} test images '
             'in the upper row, their reconstructions by the model in the lower row">'
-            "<figcaption>Above: test rows. Below: the same rows after a pass up and down the network.</figcaption>"
+            f"<figcaption>Above: test rows. Below: the same after a pass up and down the network{when}.</figcaption>"
             "</figure>"
         )
     return _section("What it sees", *parts)
