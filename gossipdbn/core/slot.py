@@ -13,6 +13,7 @@ a foreign accepted claim ends this owner at once. Nothing is ever remade under t
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -270,8 +271,7 @@ class Slot:
         state = self.state
         if self.stage != RUNNING or state is None or self.busy or state.closed:
             return []
-        due = not self.assigned or (self.snapshot_at_s is not None and self._now_s >= self.snapshot_at_s)
-        if due and snapshot_free:
+        if snapshot_free and self._snapshot_due(state):
             if self.pending:
                 self.waits_for = "its updates, for a snapshot"
                 return []
@@ -318,7 +318,7 @@ class Slot:
 
     def _train(self, state: rounds.SlotState, version: Version, rows: RowRange) -> list[Effect]:
         job = rounds.begin(state, self.parameters(), version, rows)
-        self._check_memory(job.start_digest, sum(p.digest for p in self.pending))
+        self._check_memory(job.start_digest, self.pending)
         if rounds.diverged(job.start):
             return self._publish_closing(
                 state,
@@ -329,13 +329,16 @@ class Slot:
         self.busy = True
         return [Train(job)]
 
-    def _check_memory(self, digest: int, pending: int = 0) -> None:
+    def _check_memory(self, digest: int, pending: Iterable[Pending] = ()) -> None:
         """What is in memory must be what the log says: a damaged replica trains nothing and is never stored."""
         expected = self._replica.expected_digest(self._replica.version)
-        if expected is not None and digest != (expected + pending) & _MASK:
+        if expected is None:
+            return
+        expected = (expected + sum(p.digest for p in pending)) & _MASK
+        if digest != expected:
             raise LocalProtocolError(
-                f"slot {self.slot}: the replica's digest is {digest:016x}, by the log it is "
-                f"{(expected + pending) & _MASK:016x}: memory is damaged; restart this worker"
+                f"slot {self.slot}: the replica's digest is {digest:016x}, by the log it is {expected:016x}: memory is "
+                "damaged; restart this worker"
             )
 
     def trained(self, event: RoundTrained) -> list[Effect]:
@@ -354,6 +357,7 @@ class Slot:
 
     def _publish_closing(self, state: rounds.SlotState, version: Version, kind: int, note: str = "") -> list[Effect]:
         update = rounds.closing(self._manifest, state, self.parameters(), version, kind, Metrics(), note)
+        self._check_memory(update.start_digest, self.pending)
         return self._publish(state, update, version)
 
     def _publish(self, state: rounds.SlotState, update: Update, version: Version) -> list[Effect]:
@@ -377,6 +381,12 @@ class Slot:
             return []
         self.stage = CLOSED
         return [Release(self.slot)]
+
+    def _snapshot_due(self, state: rounds.SlotState) -> bool:
+        if not self.assigned:
+            return True
+        late = self.snapshot_at_s is not None and self._now_s >= self.snapshot_at_s
+        return late and state.seq != self._last_snapshot_seq
 
     def _snapshot(self, state: rounds.SlotState) -> list[Effect]:
         """Only with nothing pending: everything the snapshot contains is in the log already."""

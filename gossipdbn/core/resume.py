@@ -1,0 +1,154 @@
+"""Bring a claimed slot back to where its claim stands: newest usable snapshot, then recompute the rounds after it.
+
+One round is recomputed per call of ``advance``, so that a worker's other slots and its group membership stay alive.
+The driver says where log records, objects and rows come from; nothing here touches the shared replica.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossipdbn.core import recompute, rounds
+from gossipdbn.core.chain import genesis
+from gossipdbn.core.events import Recover, Recovered, Snapshot, Wire
+from gossipdbn.core.replica import Replica
+from gossipdbn.core.values import Manifest, SnapshotAnnounced, Version
+from gossipdbn.errors import GossipDbnError, SnapshotError, StoreError
+
+__all__ = ["Inputs", "Resume", "dominated"]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a recovery asks its driver for.
+
+    Attributes
+    ----------
+    record, fetch, train : as in ``recompute.Source``.
+    announced : snapshots of the slot, newest first. load : one of them; raises SnapshotError or StoreError.
+    rows : begin to read the slot's rows at a snapshot's position (None: at the start); the source of its rounds' rows.
+    initial : the manifest's initial parameters, int32 [P].
+    rounds_max : longest tail of rounds to recompute; beyond it the slot is reset instead.
+    """
+
+    record: recompute.NextRecord
+    fetch: recompute.Fetch
+    announced: Sequence[SnapshotAnnounced]
+    load: Callable[[SnapshotAnnounced], Snapshot]
+    rows: Callable[[rounds.ShardPosition | None], recompute.Rows]
+    initial: Callable[[], NDArray[np.int32]]
+    train: rounds.Trainer = rounds.run
+    rounds_max: int = 1_000_000
+
+
+def dominated(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Whether version ``a`` is contained in version ``b``."""
+    return len(a) == len(b) and all(x <= y for x, y in zip(a, b, strict=True))
+
+
+class Resume:
+    """Recovers one slot at an accepted claim.
+
+    Attributes
+    ----------
+    recomputed : rounds so far. skipped : why snapshots were not used.
+    """
+
+    def __init__(self, manifest: Manifest, effect: Recover, wire: Wire, inputs: Inputs) -> None:
+        self.manifest, self.slot, self.effect = manifest, effect.slot, effect
+        self.recomputed = 0
+        self.skipped: list[str] = []
+        self._wire, self._inputs = wire, inputs
+        self._candidates = deque(a for a in inputs.announced if a.seq <= effect.chain.count)
+        self._again: recompute.Recomputation | None = None
+        self._run: Iterator[recompute.Recomputed] = iter(())
+        self._from_the_start = False
+
+    def advance(self) -> Recovered | None:
+        """Recompute one round more; the outcome when there is one, ``state`` None if the slot must be reset.
+
+        Raises
+        ------
+        LogError, StoreError : with ``retryable`` set, something is not to be had now: call again later.
+        """
+        try:
+            if self._again is None:
+                self._start()
+            step = next(self._run, None)
+        except GossipDbnError as e:
+            if getattr(e, "retryable", False):
+                self._go_on()
+                raise
+            return self._failed(str(e))
+        if step is None:
+            return self._outcome()
+        self.recomputed += 1
+        if not step.same:
+            return self._failed(f"update {step.logged.seq}, recomputed, differs from the logged one")
+        if self.recomputed > self._inputs.rounds_max:
+            return self._failed(f"more than {self._inputs.rounds_max} rounds to recompute")
+        return None
+
+    def _failed(self, why: str) -> Recovered:
+        return Recovered(self.slot, self.effect.incarnation, None, why)
+
+    def _go_on(self) -> None:
+        """A generator that raised is finished; the recomputation itself stands before the round that failed."""
+        if self._again is not None:
+            self._run = self._again.run(self.effect.chain.offset)
+
+    def _start(self) -> None:
+        snapshot = self._next_snapshot()
+        self._from_the_start = snapshot is None
+        if snapshot is None:
+            scratch = Replica(self.manifest, self._wire.decode, self._inputs.initial())
+            state = rounds.fresh_state(self.manifest, self.slot, genesis(self.manifest.slots))
+        else:
+            scratch = Replica(self.manifest, self._wire.decode, snapshot.parameters, snapshot.chains)
+            state = snapshot.state
+        i = self._inputs
+        source = recompute.Source(i.record, i.fetch, i.rows(state.shards), self._base, i.train)
+        self._again = recompute.Recomputation(self.manifest, self.slot, scratch, state, self._wire, source)
+        self._go_on()
+
+    def _next_snapshot(self) -> Snapshot | None:
+        while self._candidates:
+            announced = self._candidates.popleft()
+            try:
+                snapshot = self._inputs.load(announced)
+            except (SnapshotError, StoreError) as e:
+                self.skipped.append(str(e))
+                continue
+            if snapshot.slot == self.slot and snapshot.chains[self.slot].offset <= self.effect.chain.offset:
+                return snapshot
+            self.skipped.append(f"{announced.name} is not of slot {self.slot}'s past")
+        return None
+
+    def _base(self, version: Version) -> Replica:
+        """A replica at or below ``version``: of the newest snapshot that is, or the initial parameters."""
+        for announced in self._inputs.announced:
+            if dominated(announced.version, version):
+                try:
+                    s = self._inputs.load(announced)
+                except (SnapshotError, StoreError) as e:
+                    self.skipped.append(str(e))
+                    continue
+                if dominated(tuple(c.count for c in s.chains), version):
+                    return Replica(self.manifest, self._wire.decode, s.parameters, s.chains)
+        return Replica(self.manifest, self._wire.decode, self._inputs.initial())
+
+    def _outcome(self) -> Recovered | None:
+        assert self._again is not None
+        state, chain = self._again.state, self.effect.chain
+        if (state.tip, state.seq) == (chain.tip, chain.count):
+            return Recovered(self.slot, self.effect.incarnation, state)
+        if self._from_the_start:
+            return self._failed("the log does not lead to the claimed history")
+        self.skipped.append("a snapshot is of another history")
+        self._again = None
+        return None
