@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gossipdbn.errors import ConfigError, DataError
-from gossipdbn.schema import Schema, SchemaConfig, column_types, columns_of, fit
+from gossipdbn.schema import Schema, SchemaConfig, column_types, columns_of, fit, sample_types
 from gossipdbn.source import SourceConfig
 
 __all__ = [
@@ -56,6 +56,7 @@ SUFFIXES = {
     "npz": (".npz",),
 }
 SAMPLE_ROWS = 10_000
+CSV_BLOCK_BYTES = 32 << 20  # what a sample's types are taken from
 
 
 def kind_of(path: str) -> str:
@@ -287,7 +288,7 @@ def _csv_tables(source: SourceConfig, file: str, types: Types | None, content: b
             reader = csv.open_csv(
                 pa.PythonFile(stream, mode="r"),
                 read_options=csv.ReadOptions(
-                    use_threads=False, block_size=4 << 20, autogenerate_column_names=not source.header
+                    use_threads=False, block_size=CSV_BLOCK_BYTES, autogenerate_column_names=not source.header
                 ),
                 parse_options=csv.ParseOptions(delimiter=source.delimiter, invalid_row_handler=on_invalid),
                 convert_options=csv.ConvertOptions(
@@ -368,9 +369,11 @@ def _texts(name: str, texts: list[str], types: Types | None, where: str, first_r
 # --- whole files ------------------------------------------------------------------------------------------------
 
 
-def read_table(source: SourceConfig, schema: Schema | None = None, rows_max: int | None = None) -> Columns:
+def read_table(
+    source: SourceConfig, schema: Schema | None = None, rows_max: int | None = None, types: Types | None = None
+) -> Columns:
     """All rows of a source's files as columns, or the first ``rows_max``; for prediction, scoring and tests."""
-    types = column_types(schema) if schema is not None else None
+    types = column_types(schema) if schema is not None else types
     parts: list[Columns] = []
     held = 0
     for file in list_files(source):
@@ -400,4 +403,4 @@ def read_sample(source: SourceConfig, config: SchemaConfig, rows: int = SAMPLE_R
         raise ConfigError("source.kind: a topic's sample is read from its brokers, not from files")
     if source.kind == "idx" and source.labels and not config.label:
         config = replace(config, label=LABEL)
-    return fit(read_table(source, rows_max=rows), config, source.path)
+    return fit(read_table(source, rows_max=rows, types=sample_types(config)), config, source.path)

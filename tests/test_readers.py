@@ -11,7 +11,7 @@ import pytest
 from gossipdbn import readers
 from gossipdbn.errors import ConfigError, DataError
 from gossipdbn.readers import json_rows, kind_of, list_files, pieces, read_idx, read_sample, read_table
-from gossipdbn.schema import SchemaConfig, encode, fit
+from gossipdbn.schema import ColumnConfig, SchemaConfig, encode, fit
 from gossipdbn.source import SourceConfig, schema_config, source_config
 
 
@@ -139,10 +139,21 @@ def test_a_bad_csv_line_is_named(tmp_path, line, message):
     assert "rows.csv" in str(caught.value)
 
 
-def test_a_bad_csv_line_in_a_later_block_has_its_row(tmp_path):
-    text = "a,b\n" + "1.25,2\n" * 900_000 + "1.25,x\n" + "1.25,2\n" * 10
+def test_names_stay_as_they_are_written(tmp_path):
+    text = "a,c,note,y\n" + "".join(f"{i}.5,{i % 2}.0,{i if i < 15 else 'x'},{i % 3}.0\n" for i in range(20))
     source = _csv(tmp_path, text)
-    with pytest.raises(DataError, match=r"column 'b', row 900000: expected a number, got 'x'"):
+    config = SchemaConfig(label="y", ignore=("note",), columns=(ColumnConfig("c", "categorical"),))
+    schema = read_sample(source, config)
+    assert schema.classes == ("0.0", "1.0", "2.0")
+    assert schema.columns[1].categories == ("0.0", "1.0")
+    assert encode(schema, read_table(source, schema))[0].shape == (20, 3)
+
+
+def test_a_bad_csv_line_in_a_later_block_has_its_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "CSV_BLOCK_BYTES", 1 << 16)
+    text = "a,b\n" + "1.25,2\n" * 90_000 + "1.25,x\n" + "1.25,2\n" * 10
+    source = _csv(tmp_path, text)
+    with pytest.raises(DataError, match=r"column 'b', row 90000: expected a number, got 'x'"):
         list(pieces(source, source.path, 50_000, {"a": "number", "b": "number"}))
 
 
@@ -264,3 +275,43 @@ def test_schema_settings_from_toml():
     ):
         with pytest.raises(ConfigError, match="^" + path.replace(".", r"\.")):
             schema_config(table)
+
+
+def test_csv_events_are_numbers_or_texts():
+    source = SourceConfig("kafka", topic="t", format="csv", fields=("n", "c"))
+    lines = [b"1.5,a", b"2,b"]
+    fitted = readers.csv_row(lines, source, None, "t/0")
+    assert fitted["n"].tolist() == [1.5, 2.0]
+    assert fitted["c"].tolist() == ["a", "b"]
+    assert readers.csv_row([b",x"], source, {"n": "number", "c": "text"}, "t/0")["n"].tolist() == [None]
+    for bad, message in (
+        (b"1,2,3", "t/0: row 7: expected 2 values, got 3"),
+        (b"x,a", "t/0: column 'n', row 7: expected a number, got 'x'"),
+        (b"\xff,a", "t/0: row 7 is not CSV"),
+    ):
+        with pytest.raises(DataError, match=message):
+            readers.csv_row([bad], source, {"n": "number", "c": "text"}, "t/0", 7)
+
+
+def test_files_of_one_source_must_have_the_same_columns(tmp_path):
+    (tmp_path / "a.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "b.csv").write_text("a,c\n1,2\n")
+    with pytest.raises(DataError, match="is not in all files"):
+        read_table(SourceConfig("csv", str(tmp_path)))
+    (tmp_path / "b.csv").write_text("a,a\n1,2\n")
+    with pytest.raises(DataError, match="stands twice"):
+        read_table(SourceConfig("csv", str(tmp_path / "b.csv")))
+    (tmp_path / "c.csv").write_text("a,b\n")
+    with pytest.raises(DataError, match="has no rows"):
+        read_table(SourceConfig("csv", str(tmp_path / "c.csv")))
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(DataError, match=r"empty\.csv: cannot be read as CSV"):
+        read_table(SourceConfig("csv", str(tmp_path / "empty.csv")))
+
+
+def test_a_sample_is_the_first_rows(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.csv").write_text("a\n" + f"{i}.5\n" * 10)
+    assert len(read_table(SourceConfig("csv", str(tmp_path)), rows_max=15)["a"]) == 15
+    with pytest.raises(ConfigError, match="topic"):
+        read_sample(SourceConfig("kafka", topic="t"), SchemaConfig())

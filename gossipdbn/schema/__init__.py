@@ -24,11 +24,12 @@ from gossipdbn.schema.values import (
     column_types,
     columns_of,
     model_units,
+    sample_types,
     schema_from_dict,
     schema_to_dict,
 )  # fmt: skip
 
 __all__ = [
     "Column", "ColumnConfig", "ColumnKind", "Schema", "SchemaConfig", "column_types", "columns_of", "encode", "fit",
-    "model_units", "schema_from_dict", "schema_to_dict",
+    "model_units", "sample_types", "schema_from_dict", "schema_to_dict",
 ]  # fmt: skip

@@ -179,13 +179,17 @@ def model_units(schema: Schema) -> tuple[int, VisibleUnits, tuple[int, ...], int
 
 
 def column_types(schema: Schema) -> dict[str, Literal["number", "text"]]:
-    """What a text source (CSV) must read each column as; ignored columns are left out."""
+    """What a text source (CSV) must read each column as."""
     kinds: dict[str, Literal["number", "text"]] = {
         c.name: "text" if c.kind == "categorical" else "number" for c in schema.columns
     }
-    if schema.label:
-        kinds[schema.label] = "text"
-    return kinds
+    return kinds | dict.fromkeys((*schema.ignored, *((schema.label,) if schema.label else ())), "text")
+
+
+def sample_types(config: SchemaConfig) -> dict[str, Literal["number", "text"]]:
+    """What the sample's columns must be read as, before there is a schema: names stay as they are written."""
+    named = [c.name for c in config.columns if c.kind == "categorical" or c.categories or c.other]
+    return dict.fromkeys((*named, *((config.label,) if config.label else ())), "text")
 
 
 def columns_of(table: object) -> dict[str, Array]:

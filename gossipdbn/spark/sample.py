@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 from gossipdbn.adapters.kafka_log import KafkaLog
 from gossipdbn.errors import ConfigError, DataError, LogError
 from gossipdbn.readers import SAMPLE_ROWS, csv_row, json_rows, pieces, read_sample
-from gossipdbn.schema import Schema, SchemaConfig, fit
+from gossipdbn.schema import Schema, SchemaConfig, fit, sample_types
 from gossipdbn.source import SourceConfig
 from gossipdbn.spark.session import close_session, open_session, session_is_open
 from gossipdbn.spark.sources import base_folder, file_frame, is_remote
@@ -40,7 +40,9 @@ def fit_source_schema(source: SourceConfig, config: SchemaConfig, bootstrap: str
         own = bool(source.bootstrap)
         lines = _sample_events(source, source.bootstrap or bootstrap, {} if own else kafka)
         where = f"topic {source.topic}"
-        columns = json_rows(lines, where) if source.format == "json" else csv_row(lines, source, None, where)
+        columns = (
+            json_rows(lines, where) if source.format == "json" else csv_row(lines, source, sample_types(config), where)
+        )
         return fit(columns, config, where)
     return _sample_remote(source, config) if is_remote(source.path) else read_sample(source, config)
 
@@ -60,7 +62,7 @@ def _sample_remote(source: SourceConfig, config: SchemaConfig) -> Schema:
     if not first:
         raise DataError(f"source.path: no {source.kind} file with rows at {source.path!r}")
     path, content = str(first[0]["path"]), bytes(first[0]["content"])
-    return fit(next(pieces(source, path, SAMPLE_ROWS, content=content)), config, path)
+    return fit(next(pieces(source, path, SAMPLE_ROWS, sample_types(config), content)), config, path)
 
 
 def _sample_events(source: SourceConfig, bootstrap: str, options: Mapping[str, Any]) -> list[bytes]:
