@@ -20,9 +20,9 @@ from gossipdbn.kernels import cd_layout as lay
 from gossipdbn.kernels.activation import NEG_LOG2E, flush
 from gossipdbn.kernels.cd_epilogue import bias_step
 from gossipdbn.kernels.cd_layout import clipped, refresh_quads
-from gossipdbn.kernels.cd_panels import panel_hidden, panel_update, pass_visible, sum_counts
+from gossipdbn.kernels.cd_panels import sum_counts
 from gossipdbn.kernels.counter_rng import child64
-from gossipdbn.kernels.tiers import device, inline, kernel
+from gossipdbn.kernels.tiers import TIER, device, inline, kernel
 from gossipdbn.kernels.vectors import (
     fadd,
     fdiv,
@@ -50,6 +50,21 @@ from gossipdbn.kernels.vectors import (
     vf,
     vi,
 )
+
+if TIER == "amx":
+    from gossipdbn.kernels.amx import begin, finish
+    from gossipdbn.kernels.cd_amx import panel_hidden, panel_update, pass_visible
+else:
+    from gossipdbn.kernels.cd_panels import panel_hidden, panel_update, pass_visible
+
+    @inline
+    def begin(scratch):
+        """Vector units need no preparation."""
+
+    @inline
+    def finish():
+        """Nor anything afterwards."""
+
 
 f4 = np.float32
 _UNIT = f4(2.0**-24)
@@ -195,6 +210,7 @@ def train(values, first, count, rows, x_array, t, visible, hidden, xs, gibbs, pe
     model_keys = pk + bp * 2
     model = t[_CH] if persistent else t[_ST]
     error = np.int64(0)
+    begin(t[_C])
     for i in range(-1, count):
         following = i + 1 < count
         here, there = i & 1, (i + 1) & 1
@@ -249,4 +265,5 @@ def train(values, first, count, rows, x_array, t, visible, hidden, xs, gibbs, pe
                              key_stride, t[_C], sample_next, visible, rows, vp, hp, bp)
         if i >= 0:
             visible_biases(t, visible, options[MOMENTUM])
+    finish()
     return error

@@ -497,3 +497,36 @@ def transpose16(tc, source, target):
         return context.get_dummy_value()
 
     return types.void(_I64T, _I64T), code
+
+
+@intrinsic
+def transpose_bytes4(tc, source, source_step, target, target_step):
+    """Four vectors of 16 quads, ``source_step`` apart, to four rows of 64 bytes, ``target_step`` apart.
+
+    Byte j of quad i of vector g becomes byte 16 g + i of row j.
+    """
+
+    def code(context, b, sig, args):
+        wide = ir.VectorType(_I8, 64)
+        inner = ir.Constant(ir.VectorType(_I, 64), [4 * (i % 16) + i // 16 for i in range(64)])
+        groups = []
+        for g in range(4):
+            x = b.load(_at(b, b.add(args[0], b.mul(args[1], ir.Constant(_I64, g))), wide))
+            x.align = 4
+            groups.append(b.bitcast(b.shuffle_vector(x, x, inner), _VI))
+        low = ir.Constant(_VI, [0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23])
+        high = ir.Constant(_VI, [8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31])
+        first = ir.Constant(_VI, [*range(8), *range(16, 24)])
+        second = ir.Constant(_VI, [*range(8, 16), *range(24, 32)])
+        parts = []
+        for index in (low, high):
+            parts.append((b.shuffle_vector(groups[0], groups[1], index), b.shuffle_vector(groups[2], groups[3], index)))
+        # parts[0] holds rows 0 and 1 as [g0 r0, g1 r0, g0 r1, g1 r1]; parts[1] rows 2 and 3
+        for r in range(4):
+            x, y = parts[r // 2]
+            row = b.shuffle_vector(x, y, second if r & 1 else first)
+            s = b.store(row, _at(b, b.add(args[2], b.mul(args[3], ir.Constant(_I64, r))), _VI))
+            s.align = 4
+        return context.get_dummy_value()
+
+    return types.void(_I64T, _I64T, _I64T, _I64T), code

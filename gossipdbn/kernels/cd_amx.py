@@ -1,0 +1,228 @@
+"""The three passes of contrastive divergence for AMX, with the same bits as `cd_panels`.
+
+A tile product keeps its unit busy for 16 cycles and the vector ports idle, so the products of one block are interleaved
+with what follows from the sums of the block before (sigmoid, draws, update): after every step of k a share of the
+previous block's work, cut into units of four rows x 16 lanes, is done. Sums go through two scratches in turn.
+"""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+from __future__ import annotations
+
+import numpy as np
+
+from gossipdbn.kernels.amx import kstep_bu, kstep_bu_half, kstep_ub, kstep_ub_half, store4, zero4
+from gossipdbn.kernels.cd_epilogue import hidden_quad, update_quad, visible_quad
+from gossipdbn.kernels.tiers import device, inline
+from gossipdbn.kernels.vectors import (
+    iadd,
+    loadf,
+    loadi,
+    prefetch,
+    storef,
+    storei,
+    transpose16,
+    transpose_bytes4,
+    vf,
+    vi,
+)
+
+f4 = np.float32
+
+
+@inline
+def _hidden_unit(u, c, n, m, scale, nb, p_out, samples, sums, keys, keys_stride, sample, rows, bp):
+    """Unit ``u`` of 8 of a block of 32 rows x 16 hiddens whose sums lie at ``c``."""
+    o = c + (u >> 2) * 2048 + (u & 3) * 256
+    r = m + u * 4
+    if r < rows:
+        out = p_out + (n * (bp >> 2) + (r >> 2)) * 64
+        t = hidden_quad(o, o + 1024, 64, scale, loadf(nb + n * 64), r, rows, n * 16, keys, keys_stride, out,
+                        samples + r * 64 + (n & 3) * 16, sample)
+        storei(sums + n * 64, iadd(loadi(sums + n * 64), t))
+
+
+@device
+def panel_hidden(panel, x, hi, lo, scale, nb, p_out, states, samples, sums, keys, keys_stride, c, sample,
+                 visible, rows, vp, hp, bp):
+    """As `cd_panels.panel_hidden`."""
+    steps = (visible + 63) >> 6
+    plane = (vp >> 2) * 64
+    for n in range(panel * 4, panel * 4 + 4):
+        storei(sums + n * 64, vi(0))
+    row_blocks = (rows + 31) >> 5
+    blocks = 4 * row_blocks
+    for j in range(blocks + 1):
+        n, m = panel * 4 + j // row_blocks, (j % row_blocks) * 32
+        pn, pm = panel * 4 + (j - 1) // row_blocks, ((j - 1) % row_blocks) * 32
+        before = c + ((j + 1) & 1) * 4096
+        both = m + 16 < rows
+        zero4()
+        u = 0
+        for k in range(steps):
+            if j < blocks:
+                a = x + m * vp + k * 64
+                b = n * plane + k * 1024
+                if both:
+                    kstep_ub(a, a + 16 * vp, vp, hi + b, lo + b)
+                else:
+                    kstep_ub_half(a, vp, hi + b, lo + b)
+            until = ((k + 1) * 8) // steps if j > 0 else 0
+            while u < until:
+                _hidden_unit(u, before, pn, pm, scale, nb, p_out, samples, sums, keys, keys_stride, sample, rows, bp)
+                u += 1
+        store4(c + (j & 1) * 4096)
+    if sample:
+        for g in range((rows + 15) >> 4):
+            transpose16(samples + g * 1024, states + (g * (hp >> 2) + panel * 16) * 64)
+
+
+@inline
+def _unpack_unit(u, hi, lo, v, out, vp, hp):
+    """Unit ``u``: four visible rows x 64 hiddens of one plane, from quads to rows of bytes.
+
+    The order is plane, then quad of rows, then 64 hiddens.
+    """
+    wide = hp >> 6
+    h = u % wide
+    q = (u // wide) & 3
+    low = u // (wide * 4)
+    source = (lo if low else hi) + ((h * 4) * (vp >> 2) + (v >> 2) + q) * 64
+    step = (vp >> 2) * 64
+    d = out + low * 16 * hp + q * 4 * hp + h * 64
+    transpose_bytes4(source, step, d, hp)
+    prefetch(source + 256)
+
+
+@inline
+def _visible_unit(u, c, v, g, scale, nb, v1t, negative, x, words, counts, keys, keys_stride, x_scale, measure, rows,
+                  bp):
+    """Unit ``u`` of 8 of a block of 16 visibles x 32 rows; returns the measured error."""
+    n = g + (u >> 2)
+    y = v + (u & 3) * 4
+    if n * 16 >= rows:
+        return np.int64(0)
+    o = c + (u >> 2) * 1024 + (u & 3) * 256
+    at = y * bp + n * 16
+    word, error = visible_quad(o, o + 2048, 64, scale, nb, y, n * 16, rows, loadi(keys + n * 64),
+                               loadi(keys + keys_stride + n * 64), negative, v1t + at, bp, x + at, measure, x_scale)
+    storei(words + (n * 16 + ((y & 63) >> 2)) * 64, word)
+    s = counts + (y >> 2) * 64
+    storei(s, iadd(loadi(s), word))
+    return error
+
+
+@inline
+def _rows_out(v, words, v1, c, rows, vp):
+    """Words of quads of 64 visibles -> rows of bytes."""
+    for g in range((rows + 15) >> 4):
+        transpose16(words + g * 1024, c)
+        for i in range(16):
+            storei(v1 + (g * 16 + i) * vp + (v & -64), loadi(c + i * 64))
+
+
+@device
+def pass_visible(hi, lo, planes, states, nb, v1, v1t, negative, x, words, counts, sums, keys, keys_stride, c, scale,
+                 x_scale, measure, visible, rows, vp, hp, bp):
+    """As `cd_panels.pass_visible`."""
+    error = np.int64(0)
+    groups = (rows + 15) >> 4
+    neg = vi(negative)
+    steps = hp >> 6
+    units = 8 * steps  # of unpacking: two planes, four quads
+    blocks = (groups + 1) >> 1
+    for q in range(vp >> 2):
+        storei(counts + q * 64, vi(0))
+    for i in range(groups * 16):
+        storei(words + i * 64, vi(0))
+    for u in range(units):
+        _unpack_unit(u, hi, lo, 0, planes, vp, hp)
+    v_blocks = (visible + 15) >> 4
+    total = v_blocks * blocks
+    pv = np.int64(0)
+    for j in range(total + 1):
+        v, g = (j // blocks) * 16, (j % blocks) * 2
+        pv, pg = ((j - 1) // blocks) * 16, ((j - 1) % blocks) * 2
+        before = c + ((j + 1) & 1) * 4096
+        a = planes + ((v >> 4) & 1) * 32 * hp
+        following = planes + (((v >> 4) + 1) & 1) * 32 * hp
+        s = states + g * (hp >> 2) * 64
+        pair = g + 1 < groups
+        zero4()
+        u, w = 0, (units * (j % blocks)) // blocks
+        for k in range(steps):
+            if j < total:
+                b = s + k * 1024
+                if pair:
+                    kstep_bu(a + k * 64, a + 16 * hp + k * 64, hp, b, b + (hp >> 2) * 64)
+                else:
+                    kstep_bu_half(a + k * 64, a + 16 * hp + k * 64, hp, b)
+            until = ((k + 1) * 8) // steps if j > 0 else 0
+            while u < until:
+                error += _visible_unit(u, before, pv, pg, scale, nb, v1t, neg, x, words, counts, keys, keys_stride,
+                                       x_scale, measure, rows, bp)
+                u += 1
+            if v + 16 < visible:
+                until = (units * ((j % blocks) * steps + k + 1)) // (blocks * steps)
+                while w < until:
+                    _unpack_unit(w, hi, lo, v + 16, following, vp, hp)
+                    w += 1
+        if pg + 2 >= groups and pv & 63 == 48 and j > 0:
+            _rows_out(pv, words, v1, before, rows, vp)
+        store4(c + (j & 1) * 4096)
+    if pv & 63 != 48:  # the last, incomplete, 64 visibles: words of earlier ones must not show
+        for q in range(((pv & 63) >> 2) + 4, 16):
+            for g in range(groups):
+                storei(words + (g * 16 + q) * 64, vi(0))
+        _rows_out(pv, words, v1, c, rows, vp)
+    return error
+
+
+@inline
+def _update_unit(u, c, v, n, master, speed, hi, lo, mu_neg, dv_neg, dh, lam, db, da, scale, momentum, decay, l1,
+                 visible, vp):
+    """Unit ``u`` of 16 of a block of 32 visibles x 32 hiddens."""
+    y = v + (u >> 3) * 16 + (u & 3) * 4
+    if y < visible:
+        g = n + ((u >> 2) & 1)
+        m = g * vp + y
+        o = c + (u >> 2) * 1024 + (u & 3) * 256
+        prefetch(master + m * 64 + 2048)
+        prefetch(master + m * 64 + 2112)
+        prefetch(master + m * 64 + 2176)
+        prefetch(master + m * 64 + 2240)
+        prefetch(speed + m * 32 + 1024)
+        prefetch(speed + m * 32 + 1088)
+        d = update_quad(o, 64, y, master + m * 64, speed + m * 32, hi + m * 16, lo + m * 16, mu_neg, dv_neg,
+                        loadf(dh + g * 64), loadf(lam + g * 64), loadf(db + g * 64), da + y * 64, scale, momentum,
+                        decay, l1)
+        storef(db + g * 64, d)
+
+
+@device
+def panel_update(panel, xt, v1t, p0, p1, grey, master, speed, hi, lo, mu_neg, dv_neg, dh, lam, db, da, scale,
+                 momentum, decay, l1, c, visible, rows, vp, bp):
+    """As `cd_panels.panel_update`."""
+    steps = (rows + 63) >> 6
+    plane = (bp >> 2) * 64
+    for n in range(panel * 4, panel * 4 + 4):
+        storef(db + n * 64, vf(f4(0)))
+    v_blocks = (visible + 31) >> 5
+    blocks = 2 * v_blocks
+    for j in range(blocks + 1):
+        n, v = panel * 4 + (j // v_blocks) * 2, (j % v_blocks) * 32
+        pn, pv = panel * 4 + ((j - 1) // v_blocks) * 2, ((j - 1) % v_blocks) * 32
+        before = c + ((j + 1) & 1) * 4096
+        zero4()
+        u = 0
+        for k in range(2 * steps):
+            if j < blocks:
+                i = k if k < steps else k - steps
+                a = (xt if k < steps else v1t) + v * bp + i * 64
+                b = (p0 if k < steps else p1) + n * plane + i * 1024
+                kstep_bu(a, a + 16 * bp, bp, b, b + plane)
+            until = ((k + 1) * 16) // (2 * steps) if j > 0 else 0
+            while u < until:
+                _update_unit(u, before, pv, pn, master, speed, hi, lo, mu_neg, dv_neg, dh, lam, db, da, scale,
+                             momentum, decay, l1, visible, vp)
+                u += 1
+        store4(c + (j & 1) * 4096)
