@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossipdbn.core.values import CLOSES_PHASE, DONE, Manifest, RowRange
+from gossipdbn.models import schedule
 
 __all__ = [
     "Close",
@@ -91,19 +92,9 @@ def next_rows(
 
 
 def learning_rates(manifest: Manifest, phase: int, rows: RowRange, total: int) -> NDArray[np.float32]:
-    """Learning rate of every minibatch of a round, linear from ``lr`` to ``lr_final`` over the phase.
-
-    Progress inside epoch 0 counts whole epochs only: the number of rows is not known while they still arrive, and the
-    rate must not depend on when the end mark was read. ``total`` is the slot's number of rows (unused in epoch 0).
-    """
-    spec = manifest.phases[phase]
-    n = minibatches(manifest, phase, rows.count)
-    if spec.epochs is None or spec.lr == spec.lr_final:
-        return np.full(n, spec.lr, np.float32)
-    begin = epoch_begin(manifest, phase)
-    inside = (rows.first + spec.batch * np.arange(n, dtype=np.float64)) / total if rows.epoch > 0 else np.zeros(n)
-    done = np.minimum((rows.epoch - begin + inside) / spec.epochs, 1.0)
-    return (spec.lr + (spec.lr_final - spec.lr) * done).astype(np.float32)
+    """Learning rate of every minibatch of a round; ``total`` is the slot's number of rows (unused in epoch 0)."""
+    spec, begin = manifest.phases[phase], epoch_begin(manifest, phase)
+    return schedule.learning_rates(spec, rows.epoch, begin, rows.first, rows.count, total)
 
 
 def progress(phase: int, cursor: Cursor) -> tuple[int, int, int]:

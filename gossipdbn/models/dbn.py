@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from gossipdbn.errors import ConfigError, DataError
 from gossipdbn.kernels.counter_rng import permutation
 from gossipdbn.models.learners import RoundContext, RoundStats, initial_parameters, new_state, train_round
+from gossipdbn.models.schedule import learning_rates
 from gossipdbn.models.spec import ModelSpec, PhaseSpec
 
 GREY_TOP = 127
@@ -61,14 +62,6 @@ def visible_mean(spec: ModelSpec, values: NDArray[Any]) -> NDArray[np.float32]:
         return np.asarray(values.mean(0, dtype=np.float64), np.float32)
     top = GREY_TOP if spec.visible_units == "grey" else 1
     return (values.sum(0, dtype=np.int64) / (len(values) * top)).astype(np.float32)
-
-
-def _rates(phase: PhaseSpec, done: float, step: float, n: int) -> NDArray[np.float32]:
-    """Learning rate of each of n minibatches; ``done`` and ``step`` are in epochs of the phase."""
-    if phase.epochs is None or phase.lr == phase.lr_final:
-        return np.full(n, phase.lr, np.float32)
-    share = np.minimum((done + step * np.arange(n, dtype=np.float64)) / phase.epochs, 1.0)
-    return (phase.lr + (phase.lr_final - phase.lr) * share).astype(np.float32)
 
 
 def _rounds(phase: PhaseSpec, begin: int, rows: int, run_key: int) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
@@ -117,9 +110,7 @@ def train(
         state = new_state(spec, phase)
         for epoch, first, pick in _rounds(phase, begin, len(values), run_key):
             n = -(-len(pick) // phase.batch)
-            # As in a run, epoch 0 does not know how many rows will come, so its rate does not fall inside the epoch.
-            inside, slope = (first / len(values), phase.batch / len(values)) if epoch else (0.0, 0.0)
-            rates = _rates(phase, epoch - begin + inside, slope, n)
+            rates = learning_rates(phase, epoch, begin, first, len(pick), len(values))
             context = RoundContext(run_key, 0, step, 1, mean, rates)
             chosen = None if labels is None else labels[pick]
             stats = train_round(spec, phase, theta, state, values[pick], chosen, context)
