@@ -5,19 +5,20 @@ One round is recomputed per call of ``advance``, so that a worker's other slots 
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gossipdbn.core import recompute, rounds
-from gossipdbn.core.chain import genesis
+from gossipdbn.core import resume, rounds
 from gossipdbn.core.events import Recover, Recovered, Snapshot, Wire
-from gossipdbn.core.replica import Replica
+from gossipdbn.core.rounds import ShardPosition
 from gossipdbn.core.topics import RunTopics
-from gossipdbn.core.values import Manifest, Payload, PayloadRef, RowRange, SnapshotAnnounced, Version
-from gossipdbn.errors import DataError, GossipDbnError, LogError, SnapshotError, StoreError
+from gossipdbn.core.values import Manifest, Payload, PayloadRef, RowRange, SnapshotAnnounced
+from gossipdbn.errors import DataError, LogError, SnapshotError, StoreError
 from gossipdbn.ports import Log, Record, SnapshotStore
 from gossipdbn.wire import envelope
 from gossipdbn.wire.messages import decode_payload, payload_name
@@ -65,7 +66,7 @@ def fetch_payload(store: SnapshotStore, ref: PayloadRef) -> Payload | None:
 
 
 class Recovery:
-    """Recovers one slot.
+    """Recovers one slot by ``core.resume``, with a log, a store and a row store behind it.
 
     Parameters
     ----------
@@ -93,54 +94,44 @@ class Recovery:
         memory_bytes: int = 1 << 30,
         initial: Callable[[], NDArray[np.int32]] | None = None,
     ) -> None:
-        self.manifest, self.slot, self.effect = manifest, effect.slot, effect
-        self.skipped: list[str] = []
-        self.recomputed = 0
+        self.manifest, self.slot = manifest, effect.slot
+        self._log, self._topics, self._store, self._keys = log, topics, store, keys
+        self._memory_bytes = memory_bytes
         self.rows = RowStore(manifest, effect.slot, keys, None, memory_bytes)
-        self._log, self._topics, self._store, self._wire, self._keys = log, topics, store, wire, keys
-        self._announced = tuple(announced)
-        self._from_the_start = False
-        self._candidates = deque(a for a in announced if a.seq <= effect.chain.count)
-        self._train, self._steps_max, self._memory_bytes = train, steps_max, memory_bytes
-        self._initial = initial or (lambda: rounds.initial_parameters(manifest, store.get))
-        self._run: Iterator[recompute.Recomputed] | None = None
-        self._again: recompute.Recomputation | None = None
+        inputs = resume.Inputs(
+            LogCursor(log, topics.updates),
+            lambda ref: fetch_payload(store, ref),
+            tuple(announced),
+            lambda a: fetch_snapshot(store, manifest, a),
+            self._begin,
+            initial or (lambda: rounds.initial_parameters(manifest, store.get)),
+            train,
+            steps_max,
+        )
+        self._resume = resume.Resume(manifest, effect, wire, inputs)
+
+    @property
+    def recomputed(self) -> int:
+        """Rounds recomputed so far."""
+        return self._resume.recomputed
+
+    @property
+    def skipped(self) -> list[str]:
+        """Why snapshots were not used."""
+        return self._resume.skipped
 
     def advance(self) -> Recovered | None:
         """Recompute one round more; the outcome when there is one. ``LogError`` that is retryable: call again later."""
-        try:
-            if self._run is None or self._again is None:
-                self._start()
-            assert self._run is not None
-            step = next(self._run, None)
-        except (DataError, StoreError, LogError, GossipDbnError) as e:
-            if getattr(e, "retryable", False):
-                self._run = self._again.run(self.effect.chain.offset) if self._again is not None else None
-                raise
-            return Recovered(self.slot, self.effect.incarnation, None, str(e))
-        if step is not None:
-            self.recomputed += 1
-            if not step.same:
-                return self._failed(f"update {step.logged.seq}, recomputed, differs from the logged one")
-            if self.recomputed > self._steps_max:
-                return self._failed(f"more than {self._steps_max} rounds to recompute")
-            return None
-        return self._outcome()
+        outcome = self._resume.advance()
+        if outcome is not None and outcome.state is not None:
+            cursor = outcome.state.cursor
+            with contextlib.suppress(DataError):  # damaged rows fail the slot when it comes to them, with their reason
+                self._catch_rows(cursor[1] if cursor[0] == 0 else 0)
+        return outcome
 
-    def _failed(self, why: str) -> Recovered:
-        return Recovered(self.slot, self.effect.incarnation, None, why)
-
-    def _outcome(self) -> Recovered | None:
-        assert self._again is not None
-        state, chain = self._again.state, self.effect.chain
-        if (state.tip, state.seq) != (chain.tip, chain.count):
-            if self._from_the_start:
-                return self._failed("the log does not lead to the claimed history")
-            self.skipped.append("a snapshot is of another history")
-            self._run = None
-            return None
-        self._catch_rows(state.cursor[1] if state.cursor[0] == 0 else 0)
-        return Recovered(self.slot, self.effect.incarnation, state)
+    def _begin(self, position: ShardPosition | None) -> Callable[[RowRange], Any]:
+        self.rows = RowStore(self.manifest, self.slot, self._keys, position, self._memory_bytes)
+        return self._get
 
     def _catch_rows(self, first: int) -> None:
         end = self._log.offsets(self._topics.shards, self.slot)[1]
@@ -154,53 +145,6 @@ class Recovery:
             self.rows.feed(record.offset, record.value)
             if self.rows.held:
                 raise LogError(f"shards partition {self.slot}: {self.rows.held}")
-
-    def _start(self) -> None:
-        snapshot = self._next_snapshot()
-        if snapshot is None:
-            base = Replica(self.manifest, self._wire.decode, self._initial())
-            state = rounds.fresh_state(self.manifest, self.slot, genesis(self.manifest.slots))
-        else:
-            base = Replica(self.manifest, self._wire.decode, snapshot.parameters, snapshot.chains)
-            state = snapshot.state
-        self.rows = RowStore(self.manifest, self.slot, self._keys, state.shards, self._memory_bytes)
-        self._from_the_start = snapshot is None
-        source = recompute.Source(
-            LogCursor(self._log, self._topics.updates),
-            lambda ref: fetch_payload(self._store, ref),
-            self._get,
-            self._base,
-            self._train,
-        )
-        self._again = recompute.Recomputation(self.manifest, self.slot, base, state, self._wire, source)
-        self._run = self._again.run(self.effect.chain.offset)
-
-    def _base(self, version: Version) -> Replica:
-        """A replica at or below ``version``: the newest snapshot that is, or the initial parameters."""
-        for announced in self._announced:
-            if len(announced.version) == len(version) and all(
-                a <= b for a, b in zip(announced.version, version, strict=True)
-            ):
-                try:
-                    s = fetch_snapshot(self._store, self.manifest, announced)
-                except (SnapshotError, StoreError) as e:
-                    self.skipped.append(str(e))
-                    continue
-                return Replica(self.manifest, self._wire.decode, s.parameters, s.chains)
-        return Replica(self.manifest, self._wire.decode, self._initial())
-
-    def _next_snapshot(self) -> Snapshot | None:
-        while self._candidates:
-            announced = self._candidates.popleft()
-            try:
-                snapshot = fetch_snapshot(self._store, self.manifest, announced)
-            except (SnapshotError, StoreError) as e:
-                self.skipped.append(str(e))
-                continue
-            if snapshot.slot == self.slot and snapshot.chains[self.slot].offset <= self.effect.chain.offset:
-                return snapshot
-            self.skipped.append(f"{announced.name} is not of slot {self.slot}'s past")
-        return None
 
     def _get(self, rows: RowRange) -> tuple[np.ndarray, NDArray[np.int32] | None, int]:
         """Rows of a round, reading the shards partition as far as they need (to its end mark after epoch 0)."""
