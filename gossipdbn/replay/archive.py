@@ -8,6 +8,7 @@ checked before anything is unpacked, and contents against their hashes while the
 from __future__ import annotations
 
 import hashlib
+import struct
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
@@ -16,10 +17,23 @@ from typing import Annotated, NamedTuple
 import msgspec
 from msgspec import Meta
 
+from gossipdbn.core.values import Version
 from gossipdbn.errors import ConfigError, SnapshotCorrupt, SnapshotIncompatible, StoreError
+from gossipdbn.replay.history import History
 from gossipdbn.replay.spool import INDEX, Index, Spool, object_file, records_file
 
-__all__ = ["ARCHIVE_FORMAT", "HEADER", "ArchiveFacts", "Entry", "Verdicts", "read_facts", "unpack", "write"]
+__all__ = [
+    "ARCHIVE_FORMAT",
+    "HEADER",
+    "ArchiveFacts",
+    "Entry",
+    "Verdicts",
+    "compare",
+    "describe",
+    "read_facts",
+    "unpack",
+    "write",
+]
 
 ARCHIVE_FORMAT = 1
 HEADER = "archive.json"
@@ -27,6 +41,8 @@ _HEADER_BYTES_MAX = 64 << 20
 _ENTRIES_MAX = 1_000_000
 _TOTAL_BYTES_MAX = 1 << 40
 _PIECE = 1 << 20
+_DAMAGE = (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, ValueError, struct.error, zlib.error)
+"""What the zip reader raises about damaged, encrypted or strangely packed files."""
 _MOMENT = (1980, 1, 1, 0, 0, 0)  # equal runs give equal archives: no time of packing inside
 
 
@@ -66,6 +82,39 @@ class ArchiveFacts(msgspec.Struct, frozen=True, kw_only=True):
     digest: str = ""
     verdicts: tuple[Verdicts, ...] = ()
     entries: tuple[Entry, ...] = ()
+
+
+def describe(history: History, software: dict[str, str], platform: str) -> ArchiveFacts:
+    """What an archive shall say of a run; ``write`` adds the entries."""
+    version = history.version
+    return ArchiveFacts(
+        run=history.run.spool.run, numerics=history.run.manifest.numerics, software=software, platform=platform,
+        state=history.state, version=version, digest=f"{history.digest_at(version):016x}",
+        verdicts=tuple(Verdicts(p.partition, p.letters, p.undecided) for p in history.partitions),
+    )  # fmt: skip
+
+
+def compare(facts: ArchiveFacts, history: History) -> list[str]:
+    """Where the records, judged here, differ from what their archive says of them."""
+    here = describe(history, {}, "")
+    found = []
+    for a, b in zip(facts.verdicts, here.verdicts, strict=False):
+        if a != b:
+            at = next((i for i, (x, y) in enumerate(zip(a.letters, b.letters, strict=False)) if x != y), len(b.letters))
+            found.append(
+                f"updates partition {b.partition}: the archive has another verdict on offset {at} than this reader"
+            )
+    for name in ("run", "state", "version", "digest"):
+        a, b = getattr(facts, name), getattr(here, name)
+        if a != b:
+            found.append(f"the archive says {name} {_text(a)}, its records say {_text(b)}")
+    if len(facts.verdicts) != len(here.verdicts):
+        found.append(f"the archive has verdicts on {len(facts.verdicts)} partitions of {len(here.verdicts)}")
+    return found
+
+
+def _text(value: str | Version) -> str:
+    return value if isinstance(value, str) else ",".join(str(n) for n in value)
 
 
 def _hash(path: Path) -> str:
@@ -128,7 +177,7 @@ def read_facts(path: Path) -> ArchiveFacts:
             return _facts(path, packed)
     except FileNotFoundError as error:
         raise ConfigError(f"there is no archive {path}") from error
-    except (zipfile.BadZipFile, OSError, NotImplementedError, EOFError) as error:
+    except (*_DAMAGE, OSError) as error:
         raise SnapshotCorrupt(f"{path} is no archive of a run: {error}") from error
 
 
@@ -175,7 +224,7 @@ def unpack(path: Path, folder: Path) -> tuple[Spool, ArchiveFacts]:
                 raise SnapshotCorrupt(f"{path} holds other entries than it names")
             for info in infos:
                 _unpack_one(packed, info, by_name[info.filename], folder)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except _DAMAGE as error:
         raise SnapshotCorrupt(f"{path} is damaged: {error}") from error
     except OSError as error:
         raise StoreError(f"cannot unpack {path} into {folder}: {error.strerror or error}") from error
@@ -201,7 +250,7 @@ def _unpack_one(packed: zipfile.ZipFile, info: zipfile.ZipInfo, entry: Entry, fo
                     break
                 seen.update(piece)
                 out.write(piece)
-    except (zlib.error, RuntimeError) as error:
+    except _DAMAGE as error:
         raise SnapshotCorrupt(f"entry {entry.name} of the archive is damaged: {error}") from error
     if left or seen.hexdigest() != entry.sha256:
         raise SnapshotCorrupt(f"entry {entry.name} of the archive is not what its checksum says")

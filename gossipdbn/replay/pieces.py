@@ -39,7 +39,7 @@ from gossipdbn.replay.history import History, LoggedRun
 from gossipdbn.wire.messages import decode_payload, payload_name
 from gossipdbn.worker.rows import RowStore
 
-__all__ = ["AcceptedOffsets", "Difference", "Divergence", "Piece", "PieceResult", "cut", "recompute_piece"]
+__all__ = ["AcceptedOffsets", "Difference", "Divergence", "Piece", "PieceResult", "complete", "cut", "recompute_piece"]
 
 AcceptedOffsets = Sequence[NDArray[np.int64]]
 """Per updates partition, the offsets of its accepted updates."""
@@ -101,12 +101,28 @@ class PieceResult:
     problem: str = ""
 
 
-def cut(history: History) -> list[Piece]:
-    """The pieces of all slots, longest first."""
+def complete(history: History) -> Version:
+    """The largest version whose updates name nothing beyond it: copies of a live run may end with some that do."""
+    have = list(history.version)
+    starts = [[x.start_version for x in p.updates()] for p in history.partitions[:-1]]
+    while True:
+        before = list(have)
+        for p, versions in enumerate(starts):
+            for n, version in enumerate(versions[: have[p]]):
+                if version is not None and any(a > b for a, b in zip(version, have, strict=True)):
+                    have[p] = n
+                    break
+        if have == before:
+            return tuple(have)
+
+
+def cut(history: History, version: Version | None = None) -> list[Piece]:
+    """The pieces of all slots up to ``version`` (None: ``complete``), longest first."""
     pieces: list[Piece] = []
-    for partition in history.partitions[:-1]:
-        end = partition.lines[-1].offset + 1 if partition.lines else 0
-        stops = [c.offset for c in partition.cuts[1:]] + [end]
+    for partition, count in zip(history.partitions[:-1], version or complete(history), strict=False):
+        updates = list(partition.updates())
+        end = updates[count].offset if count < len(updates) else len(partition.lines)
+        stops = [min(c.offset, end) for c in partition.cuts[1:]] + [end]
         for place, stop in zip(partition.cuts, stops, strict=True):
             inside = [
                 x.message for x in partition.lines[place.offset : stop] if x.accepted and isinstance(x.message, Update)

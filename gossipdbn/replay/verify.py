@@ -22,8 +22,9 @@ from gossipdbn.core.values import Claim, Revocation, Version
 from gossipdbn.errors import GossipDbnError
 from gossipdbn.kernels import codec
 from gossipdbn.kernels.tiers import TIER
+from gossipdbn.replay.archive import ArchiveFacts, compare
 from gossipdbn.replay.history import History, LoggedRun, PartitionHistory, judge_all, judge_partition, open_run
-from gossipdbn.replay.pieces import AcceptedOffsets, Divergence, Piece, PieceResult, cut, recompute_piece
+from gossipdbn.replay.pieces import AcceptedOffsets, Divergence, Piece, PieceResult, complete, cut, recompute_piece
 from gossipdbn.wire.envelope import Keyring
 
 __all__ = [
@@ -63,7 +64,8 @@ class Verification:
     ----------
     identical : every update of every slot was recomputed and is byte for byte the logged one; every revocation is minus
         the sum of what it revokes; the parameters have the digest that the log and every worker state.
-    updates : recomputed and equal. records : of the updates topic. digest : hexadecimal, of the final parameters.
+    updates : recomputed and equal. digest : hexadecimal, of the parameters at ``version``.
+    beyond : updates at the end of a live run's copy that name records which came after it; not recomputed.
     divergences : first one of each piece that has any, in log order. problems : what could not be checked, or is wrong.
     seconds : of the whole verification; ``kernel_seconds``: summed over processes. ``training_seconds``: first to last
         record of the run; ``training_kernel_seconds``: as its updates state.
@@ -87,6 +89,7 @@ class Verification:
     jobs: int
     pieces: int
     tier: str
+    beyond: int = 0
     divergences: tuple[Divergence, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -259,19 +262,21 @@ def fold_all(run: LoggedRun, accepted: AcceptedOffsets) -> str:
 
 
 def verify(
-    run: LoggedRun, jobs: int = 1, on_progress: OnProgress = lambda _p: None, train: rounds.Trainer = rounds.run
-) -> Verification:
+    run: LoggedRun, jobs: int = 1, on_progress: OnProgress = lambda _p: None, train: rounds.Trainer = rounds.run,
+    expected: ArchiveFacts | None = None,
+) -> Verification:  # fmt: skip
     """Judge, cut and recompute a run; see ``Verification``.
 
     Parameters
     ----------
-    jobs : processes. train : stands in for the learners (only with one job).
+    jobs : processes. train : stands in for the learners (only with one job). expected : what an archive says of itself.
     """
     began = time.monotonic()
     with workers(run, jobs, train) as on:
         history = judge_run(run, on)
         accepted = accepted_offsets(history)
-        pieces = cut(history)
+        whole = complete(history)
+        pieces = cut(history, whole)
         on.publish(accepted, len(pieces))
         pending = {on.recompute(i, piece) for i, piece in enumerate(pieces)}
         folded = on.fold()
@@ -284,14 +289,18 @@ def verify(
         digest = folded.result()
     problems = [r.problem for r in results if r.problem]
     problems += [f"updates partition {p} could not be judged further: {why}" for p, why in history.undecided.items()]
+    beyond = sum(history.version) - sum(whole)
+    if beyond and history.state == "finished":
+        problems.append(f"{beyond} updates name others that the log does not hold")
+    problems += compare(expected, history) if expected is not None else []
     problems += [*_revocation_problems(history), *_digest_problems(history, digest)]
     divergences = sorted((r.divergence for r in results if r.divergence), key=lambda d: (d.at_ms, d.slot, d.seq))
-    return _verification(history, results, divergences, problems, digest, time.monotonic() - began, on.jobs)
+    return _verification(history, results, divergences, problems, digest, time.monotonic() - began, on.jobs, beyond)
 
 
 def _verification(
     history: History, results: list[PieceResult], divergences: list[Divergence], problems: list[str], digest: str,
-    seconds: float, jobs: int,
+    seconds: float, jobs: int, beyond: int,
 ) -> Verification:  # fmt: skip
     wall, kernels = history.training_seconds()
     return Verification(
@@ -313,6 +322,7 @@ def _verification(
         jobs=jobs,
         pieces=len(results),
         tier=str(TIER),
+        beyond=beyond,
         divergences=tuple(divergences),
         problems=tuple(problems),
     )
@@ -347,10 +357,10 @@ def _digest_problems(history: History, digest: str) -> list[str]:
     if logged != digest:
         problems.append(f"the parameters have digest {digest}, the log's updates say {logged}")
     for w in history.run.control.workers.values():
-        if len(w.version) != len(history.version) or any(
-            a > b for a, b in zip(w.version, history.version, strict=True)
-        ):
-            problems.append(f"worker {w.worker} states version {w.version}, the log ends at {history.version}")
+        here = len(w.version) == len(history.version)
+        if not here or any(a > b for a, b in zip(w.version, history.version, strict=True)):
+            if not here or history.state == "finished":  # a live run's copy may end before what a worker states
+                problems.append(f"worker {w.worker} states version {w.version}, the log ends at {history.version}")
         elif history.digest_at(w.version) != w.digest:
             problems.append(f"worker {w.worker} states digest {w.digest:016x}, not what the log gives at that version")
     return problems
