@@ -12,9 +12,10 @@ import numpy as np
 
 from gossipdbn.adapters.clock import SystemClock
 from gossipdbn.adapters.memory import MemoryLog, MemoryStore
+from gossipdbn.core import chain as chains
 from gossipdbn.core import rounds
 from gossipdbn.core.topics import run_names, run_topics
-from gossipdbn.core.values import RESET, Claim, Manifest, ManifestRecord, manifest_json
+from gossipdbn.core.values import RESET, Claim, Manifest, ManifestRecord, Undecided, manifest_json
 from gossipdbn.kernels.version import NUMERICS
 from gossipdbn.models.spec import ModelSpec, PhaseSpec
 from gossipdbn.ports import TopicSpec
@@ -25,6 +26,7 @@ from gossipdbn.wire.messages import RunWire, encode_control
 from gossipdbn.wire.shards import ShardSequence, dtype_code, encode_shard, make_shard, shard_id, slot_of
 from gossipdbn.worker.control import load_control
 from gossipdbn.worker.loop import Worker, WorkerOptions
+from gossipdbn.worker.recover import fetch_payload
 
 
 @dataclass(frozen=True)
@@ -127,13 +129,16 @@ class Scene:
         claim = Claim(self.run, slot, found.incarnation + 1, "passer-by#0", RESET, 0, NUMERICS)
         self.log.append(self.names.updates, slot, RunWire().encode(claim))
 
-    def logged_chain(self, slot: int) -> Any:
-        from gossipdbn.core import chain as chains
-
+    def logged_chain(self, slot: int) -> chains.Chain:
+        """Where a slot's partition stands."""
         chain = chains.genesis(self.manifest.slots)
         for record in self.log.read(self.names.updates, slot, 0, self.log.offsets(self.names.updates, slot)[1]):
-            verdict = chains.judge(self.manifest, chain, slot, RunWire().decode(record.value))
-            chain = chains.fold(self.manifest, chain, record.value, verdict)  # type: ignore[arg-type]
+            decoded = RunWire().decode(record.value)
+            verdict = chains.judge(self.manifest, chain, slot, decoded)
+            if isinstance(verdict, Undecided) and verdict.wants is not None:
+                verdict = chains.judge(self.manifest, chain, slot, decoded, fetch_payload(self.store, verdict.wants))
+            assert not isinstance(verdict, Undecided)
+            chain = chains.fold(self.manifest, chain, record.value, verdict)
         return chain
 
     def logged(self, folder: Path) -> LoggedRun:
