@@ -22,17 +22,17 @@ from gossipdbn.core.values import Metrics, SnapshotAnnounced, WorkerState
 from gossipdbn.errors import DataError, GossipDbnError, LogError, SnapshotError, StoreError
 from gossipdbn.ports import Clock, Log, Record, SlotAssigned, SnapshotStore
 from gossipdbn.wire import envelope
-from gossipdbn.wire.messages import RunWire, payload_name
+from gossipdbn.wire.messages import RunWire
 from gossipdbn.wire.snapshots import announce, encode_snapshot
 from gossipdbn.worker.control import Control
-from gossipdbn.worker.recover import Recovery, fetch_payload, fetch_snapshot
+from gossipdbn.worker.recover import Recovery, fetch_snapshot
 from gossipdbn.worker.rows import RowStore
+from gossipdbn.worker.spill import Held, Outbox
 
 __all__ = ["Worker", "WorkerOptions", "WorkerResult"]
 
 logger = logging.getLogger("gossipdbn.worker")
 STOP_DEADLINE_S = 20.0
-RETRY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +103,19 @@ class Worker:
         self._stopping_since: float | None = None
         self._recoveries: dict[int, Recovery] = {}
         self._asks: deque[int] = deque()
-        self._holds: dict[int, ev.Hold] = {}
-        self._retry_at_s = 0.0
         self._idle_since_s: float | None = None
         self._others: dict[int, int] = {}
         self._stored: deque[tuple[ev.StoreSnapshot, Future[SnapshotAnnounced]]] = deque()
+        self._pool, self._payloads = ThreadPoolExecutor(1, "snapshots"), ThreadPoolExecutor(2, "payloads")
+        self._outbox = Outbox(store, self._payloads, lambda slot, raw: self._send(self.topics.updates, slot, raw))
+        self._held = Held(store, self._payloads)
 
     # ---- running ----------------------------------------------------------------------------------------------------
     def run(self) -> WorkerResult:
         """Work until the run is finished, or a stop is carried out."""
         with contextlib.ExitStack() as stack:
-            self._pool = stack.enter_context(ThreadPoolExecutor(1, "snapshots"))
+            stack.enter_context(self._pool)
+            stack.enter_context(self._payloads)
             self._reader = stack.enter_context(contextlib.closing(self._log.reader()))
             self._writer = self._log.writer()
             stack.callback(self._close_writer)
@@ -204,7 +206,7 @@ class Worker:
     def _record(self, record: Record) -> None:
         if record.topic == self.topics.updates:
             ahead = record.offset >= self.host.replica.chains[record.partition].offset
-            if ahead and record.partition not in self._holds:
+            if ahead and record.partition not in self._held:
                 self._step(ev.Logged(record.partition, record.offset, record.value))
         elif record.topic == self.topics.shards:
             self._shard(record)
@@ -239,27 +241,16 @@ class Worker:
             self._step(ev.EndOffset(partition, end))
         while self._stored and self._stored[0][1].done():
             self._snapshot_done(*self._stored.popleft())
-        if self._holds and self._clock.monotonic_s() >= self._retry_at_s:
-            self._retry_at_s = self._clock.monotonic_s() + RETRY_S
-            for hold in list(self._holds.values()):
-                self._retry(hold)
+        now_s = self._clock.monotonic_s()
+        self._outbox.turn(now_s)
+        for hold, payload in self._held.turn(now_s):
+            self._step(ev.Logged(hold.partition, hold.offset, hold.raw, payload))
+            if hold.partition not in self._held:
+                self._reader.add(self.topics.updates, hold.partition, hold.offset + 1)
 
     def _hold(self, hold: ev.Hold) -> None:
-        """Stop at an undecided record; a payload that is in the store already is fetched at once."""
-        self._holds[hold.partition] = hold
+        self._held.add(hold)
         self._reader.remove(self.topics.updates, hold.partition)
-        self._retry(hold)
-        if self._holds.get(hold.partition) == hold:
-            logger.warning("updates partition %d waits at offset %d: %s", hold.partition, hold.offset, hold.reason)
-
-    def _retry(self, hold: ev.Hold) -> None:
-        payload = fetch_payload(self._store, hold.wants) if hold.wants is not None else None
-        if payload is None:
-            return
-        del self._holds[hold.partition]
-        self._step(ev.Logged(hold.partition, hold.offset, hold.raw, payload))
-        if hold.partition not in self._holds:
-            self._reader.add(self.topics.updates, hold.partition, hold.offset + 1)
 
     def _recover_some(self) -> None:
         slot, recovery = next(iter(self._recoveries.items()))
@@ -291,7 +282,7 @@ class Worker:
             case ev.Train(job=job):
                 self._do_train(job)
             case ev.Publish():
-                self._publish(effect)
+                self._outbox.publish(effect)
             case ev.AskEnd(partition=partition):
                 self._asks.append(partition)
             case ev.Hold():
@@ -312,6 +303,8 @@ class Worker:
                 self.rows.pop(slot, None)
                 self._recoveries.pop(slot, None)
             case ev.Report(kind=kind, slot=slot, text=text):
+                if kind == "dropped":
+                    self._outbox.drop(slot)
                 level = logging.INFO if kind in ("running", "dropped") else logging.WARNING
                 logger.log(level, "slot %d %s: %s", slot, kind, text)
 
@@ -343,15 +336,6 @@ class Worker:
         )
         self._merge_s = 0.0
         self._step(ev.RoundTrained(job, metrics))
-
-    def _publish(self, effect: ev.Publish) -> None:
-        if effect.spill is not None:
-            try:
-                self._store.put(payload_name(effect.spill[0]), effect.spill[1])
-            except (StoreError, SnapshotError) as e:
-                self._step(ev.SendFailed(f"the payload of an update cannot be stored: {e}"))
-                return
-        self._send(self.topics.updates, effect.slot, effect.raw)
 
     def _send(self, topic: str, partition: int, raw: bytes) -> None:
         try:
@@ -414,6 +398,10 @@ class Worker:
         self._store.put(message.name, data)
         return message
 
+    def _delete(self, name: str) -> None:
+        with contextlib.suppress(StoreError):
+            self._store.delete(name)
+
     def _snapshot_done(self, effect: ev.StoreSnapshot, future: Future[SnapshotAnnounced]) -> None:
         slot = effect.snapshot.slot
         try:
@@ -426,8 +414,7 @@ class Worker:
         if slot in self.rows:
             self.rows[slot].forget(effect.snapshot.state.shards)
         for old in [a for a in self.control.newest(slot) if a.seq < message.seq][self.options.keep - 1 :]:
-            with contextlib.suppress(StoreError):
-                self._store.delete(old.name)
+            self._pool.submit(self._delete, old.name)
             self.control.snapshots[slot].remove(old)
 
 
