@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import RenderableType
 
@@ -50,7 +50,10 @@ def look(bootstrap: str, wanted: str, prefix: str, keys: Keyring) -> Look:
         if control.stop and state == "training":
             state = "stopped"
         first, last = follower.seen.first_ms or 0, follower.seen.last_ms
-        view = follower.view(state, (last - first) / 1000, now)
+        seconds = max((last - first) / 1000, 1e-3)
+        view = follower.view(state, seconds, now)
+        owners = tuple(sorted({v.worker for v in view.slots if v.worker and not v.closed}))
+        view = replace(view, workers=owners, rows_per_s=view.rows_done / seconds, updates_per_s=view.updates / seconds)
         follower.close()
         facts: dict[str, object] = {
             "run": run, "state": state, "version": follower.replica.version, "updates": follower.ledger.updates,
