@@ -38,7 +38,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """What a command was told about the cluster: home, address ("" = the run's own), prefix, keys, librdkafka settings."""
+    """What a command was told about the cluster.
+
+    ``bootstrap``: "" = where the run was started from here, else the embedded broker. ``kafka``: librdkafka's settings.
+    """
 
     home: Home
     bootstrap: str = ""
@@ -111,7 +114,7 @@ def _newest(log: KafkaLog, where: Where) -> str:
 
 @contextlib.contextmanager
 def recorded(where: Where, wanted: str, say: Say) -> Iterator[Recorded]:
-    """A run's records in a temporary folder: unpacked from an archive if ``wanted`` is a file, else copied from its log."""
+    """A run's records in a temporary folder: an archive's if ``wanted`` is a file, else copied from its log."""
     with tempfile.TemporaryDirectory(prefix="gossipdbn-replay-") as folder:
         path = Path(wanted)
         if wanted and path.is_file():
