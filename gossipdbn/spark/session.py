@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -68,7 +69,7 @@ def open_session(
     Parameters
     ----------
     master : Spark master; with ``local[n]`` everything runs in one JVM on this machine.
-    log_folder : folder for ``spark.log``; default a temporary one. Nothing goes to the terminal.
+    log_folder : folder for ``spark.log`` and ``spark.out``; default a temporary one. Nothing goes to the terminal.
     extra : Spark settings that win over ours.
     archive : record the JVM's classes into this archive (``prepare``); default: use the one that is there.
 
@@ -94,16 +95,29 @@ def open_session(
         settings["spark.jars"] = ",".join(paths)
     logs = Path(tempfile.mkdtemp(prefix="gossipdbn-spark-")) if log_folder is None else log_folder
     settings["spark.driver.extraJavaOptions"] = " ".join(_java_options(logs.absolute(), archive))
-    builder = SparkSession.builder.appName(name).master(master)
-    for key, value in {**settings, **(extra or {})}.items():
-        builder = builder.config(key, value)
+    settings |= {"spark.app.name": name, "spark.master": master, **(extra or {})}
     with _environment(local=local):
         try:
-            return builder.getOrCreate()
+            return _start(settings, logs / "spark.out")
         except Exception as error:
             raise EmbeddedError(
-                f"Spark did not start ({str(error).splitlines()[0][:300]}). Its log is {logs / 'spark.log'}"
+                f"Spark did not start ({str(error).splitlines()[0][:300]}). See spark.log and spark.out in {logs}"
             ) from error
+
+
+def _start(settings: Mapping[str, str], output: Path) -> Any:
+    """Start the JVM with its own output in a file (Java likes to warn), and a session in it."""
+    from pyspark import SparkConf, SparkContext
+    from pyspark.java_gateway import launch_gateway
+    from pyspark.sql import SparkSession
+
+    conf = SparkConf(loadDefaults=False).setAll(list(settings.items()))
+    gateway = SparkContext._gateway
+    if gateway is None:
+        with output.open("ab") as sink:
+            gateway = launch_gateway(conf, {"stdout": sink, "stderr": subprocess.STDOUT})
+    SparkContext(conf=conf, gateway=gateway)
+    return SparkSession.builder.getOrCreate()
 
 
 def session_is_open() -> bool:
