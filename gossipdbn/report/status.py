@@ -183,10 +183,9 @@ def _slots(view: RunView) -> Table:
         "phase",
         "rows",
         "done",
-        view.error_name,
+        "error",
         "updates",
         "stale",
-        "pending",
         "",
     ):
         table.add_column(name, justify="left" if name in ("worker", "phase", "") else "right", no_wrap=True)
@@ -201,7 +200,6 @@ def _slots(view: RunView) -> Table:
             f"{s.error:.4g}" if s.error is not None else "-",
             str(s.updates),
             f"{s.staleness:.1f}" if s.staleness is not None else "-",
-            str(s.pending),
             Text("closed", style="green") if s.closed else Text(s.note, style="yellow"),
         )
     return table
@@ -209,18 +207,17 @@ def _slots(view: RunView) -> Table:
 
 def render_table(view: RunView) -> RenderableType:
     """The run as a block for a terminal: heading, progress, rates, slots, waits and last messages."""
-    rates = Table.grid(padding=(0, 2))
-    rates.add_row(
+    facts = [
         f"{count(view.rows_per_s)} rows/s",
         f"{view.updates_per_s:.1f} updates/s",
-        f"{view.updates} updates",
         f"{view.error_name} {view.error:.4g}" if view.error is not None else "",
         f"{len(view.workers)} worker{'s' if len(view.workers) != 1 else ''}",
-        f"{view.claims} claims",
-        Text(f"{view.voids} void", style="yellow" if view.voids else "dim"),
-        Text(f"{view.undecided} undecided", style="bold red" if view.undecided else "dim"),
-    )
-    parts: list[RenderableType] = [_head(view), _bar(view), rates]
+    ]
+    rates = Text("   ".join(f for f in facts if f))
+    log = Text(f"{view.updates} updates, {view.claims} claims", style="dim")
+    log.append(f", {view.voids} void", style="yellow" if view.voids else "dim")
+    log.append(f", {view.undecided} undecided", style="bold red" if view.undecided else "dim")
+    parts: list[RenderableType] = [_head(view), _bar(view), rates, log]
     if view.slots:
         parts.append(_slots(view))
     parts += [Text(w, style="yellow") for w in view.waits]
