@@ -66,6 +66,7 @@ def audit(
 
 
 def _tell_row(history: History, name: str, json: Path | None) -> None:
+    from gossipdbn.replay.audit import row_history
 
     slot, colon, row = name.partition(":")
     if not colon or not slot.isdecimal() or not row.isdecimal():
