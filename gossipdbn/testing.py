@@ -20,9 +20,11 @@ and write what should hold::
 Fixtures
 --------
 gossip_broker : bootstrap address, for the whole test session: ``--gossip-bootstrap``, else a container of
-    ``--gossip-image``, else an embedded broker.
-gossip_run : a function that creates a run on it and returns a :class:`RunHarness`; everything it started is ended
-    after the test, with the workers' logs in the report when the test failed.
+    ``--gossip-image`` if that image is on this machine, else an embedded broker.
+gossip_hdfs : URL of a fresh folder on an HDFS: ``--gossip-hdfs``, else an embedded one.
+gossip_hdfs_server : the embedded :class:`~gossipdbn.embedded.hdfs.Hdfs` itself, whose parts a test may kill.
+gossip_run : a function that creates a run and returns a :class:`RunHarness`; everything it started is ended after the
+    test, with the workers' logs in the report when the test failed.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ import contextlib
 import itertools
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +44,9 @@ from numpy.typing import NDArray
 
 from gossipdbn.adapters.kafka_log import KafkaLog
 from gossipdbn.adapters.stores import open_store
-from gossipdbn.core import recompute, rounds
-from gossipdbn.core.chain import genesis
-from gossipdbn.core.replica import Replica
 from gossipdbn.core.topics import run_names
-from gossipdbn.core.values import Manifest, RowRange, Version
+from gossipdbn.core.values import Manifest
+from gossipdbn.embedded.hdfs import Hdfs
 from gossipdbn.embedded.provision import provide_broker
 from gossipdbn.kernels.version import NUMERICS
 from gossipdbn.launch.children import Child, tail
@@ -53,23 +54,24 @@ from gossipdbn.launch.follow import Follower
 from gossipdbn.launch.runs import create_run, request_stop, resume_run, software
 from gossipdbn.models.spec import ModelSpec, PhaseSpec, VisibleUnits
 from gossipdbn.ports import Log, Writer
+from gossipdbn.replay.history import open_run
+from gossipdbn.replay.spool import collect
+from gossipdbn.replay.verify import Verification, divergence_text, verify
 from gossipdbn.wire import envelope
-from gossipdbn.wire.messages import RunWire
 from gossipdbn.wire.shards import ShardSequence, dtype_code, encode_shard, make_shard, shard_id, slot_of
 from gossipdbn.worker.control import load_control
-from gossipdbn.worker.recover import LogCursor, fetch_payload
-from gossipdbn.worker.rows import RowStore
 
-__all__ = ["RunHarness", "gossip_broker", "gossip_run"]
+__all__ = ["RunHarness", "gossip_broker", "gossip_hdfs", "gossip_hdfs_server", "gossip_run"]
 
 _numbers = itertools.count(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--gossip-bootstrap`` and ``--gossip-image``: a cluster, or a container, instead of an embedded broker."""
+    """``--gossip-bootstrap``, ``--gossip-image``, ``--gossip-hdfs``: what to use instead of the embedded parts."""
     group = parser.getgroup("gossipdbn")
     group.addoption("--gossip-bootstrap", default="", metavar="HOST:PORT", help="Kafka brokers for the fixtures")
     group.addoption("--gossip-image", default="", metavar="IMAGE", help="Kafka image to start in a container instead")
+    group.addoption("--gossip-hdfs", default="", metavar="URL", help="folder on an HDFS for the fixtures")
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +81,23 @@ def gossip_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     image = str(request.config.getoption("--gossip-image"))
     with provide_broker(tmp_path_factory.mktemp("broker"), address=address, image=image) as broker:
         yield broker.bootstrap
+
+
+@pytest.fixture(scope="session")
+def gossip_hdfs_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hdfs]:
+    """A real NameNode and DataNode; who breaks one of them restarts it. Skipped where the HDFS is somebody else's."""
+    if request.config.getoption("--gossip-hdfs"):
+        pytest.skip("the HDFS is given by --gossip-hdfs: its servers are not ours to start and stop")
+    with Hdfs(tmp_path_factory.mktemp("hdfs"), die_with_parent=True) as hdfs:
+        yield hdfs
+
+
+@pytest.fixture
+def gossip_hdfs(request: pytest.FixtureRequest) -> str:
+    """URL of a folder on HDFS that no other test uses, for ``gossip_run(store=...)``."""
+    given = str(request.config.getoption("--gossip-hdfs"))
+    root = given.rstrip("/") if given else request.getfixturevalue("gossip_hdfs_server").url
+    return f"{root}/gossip-test-{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture
@@ -103,7 +122,9 @@ class RunHarness:
     Parameters
     ----------
     visible, hidden, visible_units, classes : the model. phases : the plan. slots : logical trainers.
-    manifest : more fields of :class:`gossipdbn.core.values.Manifest`.
+    store : folder or URL of the snapshots; default a folder of the test's own.
+    manifest : more fields of :class:`gossipdbn.core.values.Manifest` (``inline_bytes``, ``codec``, ``gate``, ...).
+    settings : more operational settings, as a run's manifest keeps them.
     snapshot_every_s, session_timeout_ms : operational settings, short by default so that tests are quick.
     """
 
@@ -120,6 +141,8 @@ class RunHarness:
         classes: int = 0,
         name: str = "test",
         seed: int = 1,
+        store: str = "",
+        settings: Mapping[str, object] | None = None,
         snapshot_every_s: float = 1.0,
         session_timeout_ms: int = 3000,
         visible_mean: NDArray[np.float32] | None = None,
@@ -133,15 +156,15 @@ class RunHarness:
             run=f"{safe}-{time.time_ns() // 1_000_000}-{next(_numbers)}", slots=slots,
             spec=ModelSpec(visible, tuple(hidden), visible_units, classes), phases=tuple(phases), run_key=seed,
             visible_mean=mean.astype("<f4").tobytes(), versions=software(), numerics=NUMERICS,
-            config={"store": str(folder / "store"), "snapshot_every_s": snapshot_every_s, "keep": 2,
-                    "session_timeout_ms": session_timeout_ms, "memory_mb": 256, "linger_s": 0.2},
+            config={"store": store or str(folder / "store"), "snapshot_every_s": snapshot_every_s, "keep": 2,
+                    "session_timeout_ms": session_timeout_ms, "memory_mb": 256, "linger_s": 0.2, **(settings or {})},
             created_ms=time.time_ns() // 1_000_000, **manifest,
         )  # fmt: skip
         self.run = self.manifest.run
         self.log: Log = KafkaLog(bootstrap)
         create_run(self.log, self.manifest)
         self.topics = run_names(self.run)
-        self.store = open_store(str(folder / "store"))
+        self.store = open_store(store or str(folder / "store"))
         self.workers: dict[str, Child] = {}
         self._writer: Writer = self.log.writer()
         self._sequences = [ShardSequence() for _ in range(slots)]
@@ -195,6 +218,11 @@ class RunHarness:
         for i in range(1, count + 1):
             self.start_worker(f"w{i}")
 
+    def stop_worker(self, name: str, timeout_s: float = 30.0) -> None:
+        """SIGTERM: it finishes its rounds, writes snapshots and leaves; waits for that."""
+        self.workers[name].terminate()
+        assert self.workers[name].wait(timeout_s), f"worker {name} did not leave\n{self.report()}"
+
     def kill_worker(self, name: str) -> None:
         """SIGKILL: no goodbye, no snapshot."""
         process = self.workers[name].process
@@ -233,6 +261,12 @@ class RunHarness:
             if time.monotonic() > deadline:
                 raise AssertionError(f"not reached within {timeout_s:.0f} s\n{self.report()}")
 
+    def follow(self, seconds: float) -> None:
+        """Let the run go on for a while."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.follower.poll(0.05, time.monotonic())
+
     def wait_until_finished(self, timeout_s: float = 120.0) -> None:
         """Follow the run to its end and wait for its workers to leave."""
         self.wait_for(lambda f: f.finished, timeout_s)
@@ -260,25 +294,14 @@ class RunHarness:
                   if w.version == self.follower.replica.version}  # fmt: skip
         return {**stated, "log": f"{self.follower.replica.digest():016x}"}
 
-    def assert_replayable(self) -> None:
-        """Recompute every update of every slot from the log alone and compare it byte for byte."""
-        for slot in range(self.manifest.slots):
-            wire, rows = RunWire(), self._all_rows(slot)
-            state = rounds.fresh_state(self.manifest, slot, genesis(self.manifest.slots))
-            log = LogCursor(self.log, self.topics.updates)
-            source = recompute.Source(log, lambda ref: fetch_payload(self.store, ref), rows, self._start)
-            scratch = self._start(())
-            for r in recompute.Recomputation(self.manifest, slot, scratch, state, wire, source).run():
-                recompute.require_same(r)
-
-    def _start(self, _version: Version) -> Replica:
-        return Replica(self.manifest, RunWire().decode, rounds.initial_parameters(self.manifest))
-
-    def _all_rows(self, slot: int) -> Callable[[RowRange], Any]:
-        rows = RowStore(self.manifest, slot, {})
-        for record in self.log.read(self.topics.shards, slot, *self.log.offsets(self.topics.shards, slot)):
-            rows.feed(record.offset, record.value)
-        return rows.get
+    def assert_replayable(self, jobs: int = 1) -> Verification:
+        """Copy the run's records, recompute every update of every slot from them and compare it byte for byte."""
+        folder = self.folder / f"replay-{uuid.uuid4().hex[:8]}"
+        collect(self.log, self.manifest, self.store, {}, folder)
+        found = verify(open_run(folder, {}), jobs)
+        reasons = [*(divergence_text(d) for d in found.divergences), *found.problems]
+        assert found.identical, "\n".join(["the run does not replay to the same bytes", *reasons, self.report()])
+        return found
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -136,7 +136,7 @@ def test_up_and_down(home: Path, tmp_path: Path) -> None:
         assert runner.invoke(app, ["up", "--json", str(facts)]).exit_code == 0
         again = runner.invoke(app, ["up", "--port", "1"])
         assert again.exit_code == 0 and "already runs" in again.stderr
-        assert json.loads(facts.read_text())["bootstrap"] in again.stdout
+        assert json.loads(facts.read_text())["broker"]["bootstrap"] in again.stdout
     finally:
         result = runner.invoke(app, ["down"])
     assert "broker stopped" in result.output

@@ -1,4 +1,4 @@
-"""``gossipdbn up``, ``down``, ``prepare``: the embedded broker, and what is done once after installation."""
+"""``gossipdbn up``, ``down``, ``prepare``: the embedded broker and HDFS, and what is done once after installation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gossipdbn.cli.options import HomeOption, JsonOption, home_of, notice, terminal, write_json
-from gossipdbn.embedded import broker
+from gossipdbn.embedded import broker, hdfs
 
 
 def register(app: typer.Typer) -> None:
@@ -18,44 +18,62 @@ def register(app: typer.Typer) -> None:
     app.command()(prepare)
 
 
+HdfsOption = Annotated[bool, typer.Option("--hdfs", help="The embedded HDFS too.")]
+
+
 def up(
     home: HomeOption = None,
     port: Annotated[
-        int, typer.Option(help="Port on 127.0.0.1; 0 takes the one used before, or a free one.", min=0, max=65_535)
+        int,
+        typer.Option(help="The broker's port on 127.0.0.1; 0: the one used before, or a free one.", min=0, max=65_535),
     ] = 0,
+    with_hdfs: HdfsOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Start the embedded Kafka broker and leave it running.
+    """Start the embedded Kafka broker, with `--hdfs` an HDFS beside it, and leave them running.
 
-    It is a real Apache Kafka broker on this machine's loopback, with its data in the home of runs. `train` starts one
-    by itself where none runs; use `up` to keep one for several runs, `gossipdbn down` to stop it. Records stay.
+    Both are the real thing on this machine's loopback, with their data in the home of runs. `train` starts a broker by
+    itself where none runs; use `up` to keep one for several runs, `gossipdbn down` to stop it. Records and files stay.
+    HDFS is for development and tests of `snapshots.store = "hdfs://..."`: one NameNode, one DataNode, no copies.
 
-    Example:
+    Examples:
 
         gossipdbn up && gossipdbn train examples/mnist.toml
+
+        gossipdbn up --hdfs
     """
-    folder = home_of(home).broker
+    where = home_of(home)
+    folder = where.broker
     state = broker.running(folder)
     if state is None:
         broker.Broker(folder, port, on_progress=notice).start()
         state = broker.running(folder)
     elif port not in (0, state.port):
         notice(f"the broker already runs on port {state.port}; stop it with `gossipdbn down` to choose another")
+    files = hdfs.running(where.hdfs)
+    if with_hdfs and files is None:
+        hdfs.Hdfs(where.hdfs, on_progress=notice).start()
+        files = hdfs.running(where.hdfs)
+    out = terminal(json)
     if state is not None:
-        terminal(json).print(f"broker: {state.bootstrap}  (process {state.pid}, data in {state.data_dir})")
-        write_json(json, state)
+        out.print(f"broker: {state.bootstrap}  (process {state.pid}, data in {state.data_dir})")
+    if files is not None:
+        out.print(
+            f"hdfs:   {files.url}  (processes {files.namenode_pid} and {files.datanode_pid}, in {files.work_dir})"
+        )
+    write_json(json, {"broker": state, "hdfs": files})
 
 
 def down(home: HomeOption = None) -> None:
-    """Stop the embedded broker. Runs and their records stay; `up` or `train` continue with them.
+    """Stop the embedded broker, and the HDFS if one runs. Records and files stay; `up` or `train` go on with them.
 
     Example:
 
         gossipdbn down
     """
-    folder = home_of(home).broker
-    stopped = broker.stop(folder)
-    terminal().print("broker stopped" if stopped else f"no embedded broker runs in {folder}")
+    where = home_of(home)
+    stopped = [name for name, part in (("broker", broker.stop(where.broker)), ("HDFS", hdfs.stop(where.hdfs))) if part]
+    terminal().print(f"{' and '.join(stopped)} stopped" if stopped else f"no embedded broker runs in {where.broker}")
 
 
 def prepare() -> None:

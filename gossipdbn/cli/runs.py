@@ -19,6 +19,7 @@ from gossipdbn.cli.options import HomeOption, JsonOption, home_of, notice, termi
 from gossipdbn.config import Home, load
 from gossipdbn.config.keys import read_keys
 from gossipdbn.embedded import broker as embedded
+from gossipdbn.embedded import hdfs as embedded_hdfs
 from gossipdbn.embedded.process import follow_parent
 from gossipdbn.errors import ConfigError, GossipDbnError
 
@@ -332,7 +333,7 @@ def show(
 def status(
     home: HomeOption = None, bootstrap: BootstrapOption = "", prefix: PrefixOption = "", json: JsonOption = None
 ) -> None:
-    """What runs here: the embedded broker, and the runs of the cluster; `show RUN` looks closer.
+    """What runs here: the embedded broker and HDFS, and the runs of the cluster; `show RUN` looks closer.
 
     Example:
 
@@ -344,9 +345,12 @@ def status(
     out.print(
         f"broker: {state.bootstrap} (process {state.pid})" if state else f"no embedded broker runs in {where.broker}"
     )
+    files = embedded_hdfs.running(where.hdfs)
+    if files:
+        out.print(f"hdfs:   {files.url} (processes {files.namenode_pid} and {files.datanode_pid})")
     address = bootstrap or (state.bootstrap if state else "")
     found = _list(address, prefix, out) if address else []
-    write_json(json, {"broker": state, "bootstrap": address, "runs": found})
+    write_json(json, {"broker": state, "hdfs": files, "bootstrap": address, "runs": found})
 
 
 def stop(

@@ -56,6 +56,11 @@ class Home:
         return self.path / "broker"
 
     @property
+    def hdfs(self) -> Path:
+        """Data and state of the embedded HDFS."""
+        return self.path / "hdfs"
+
+    @property
     def cache(self) -> Path:
         """Downloaded artifacts."""
         return self.path / "cache"

@@ -1,6 +1,6 @@
 """Real parts for integration tests: one broker and one HDFS per session, started when a test first asks for them.
 
-``GOSSIPDBN_TEST_BOOTSTRAP`` names a broker to use instead, ``GOSSIPDBN_TEST_IMAGE`` a container image.
+They are those of ``gossipdbn.testing``: ``--gossip-bootstrap``, ``--gossip-image`` and ``--gossip-hdfs`` name others.
 """
 
 from __future__ import annotations
@@ -18,21 +18,16 @@ import pytest
 
 from gossipdbn.adapters.kafka_log import KafkaLog
 from gossipdbn.embedded.hdfs import Hdfs
-from gossipdbn.embedded.provision import image_present, provide_broker
+from gossipdbn.embedded.provision import image_present
 
 KAFKA_IMAGE = "gossipdbn/kafka:7.9.0"
 COMPOSE = Path(__file__).parents[2] / "compose"
 
 
 @pytest.fixture(scope="session")
-def bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def bootstrap(gossip_broker: str) -> str:
     """Address of a broker that the whole session shares; tests choose topic names of their own."""
-    with provide_broker(
-        tmp_path_factory.mktemp("broker"),
-        address=os.environ.get("GOSSIPDBN_TEST_BOOTSTRAP", ""),
-        image=os.environ.get("GOSSIPDBN_TEST_IMAGE", ""),
-    ) as broker:
-        yield broker.bootstrap
+    return gossip_broker
 
 
 @pytest.fixture
@@ -50,10 +45,9 @@ def run_name() -> str:
 
 
 @pytest.fixture(scope="session")
-def hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hdfs]:
+def hdfs(gossip_hdfs_server: Hdfs) -> Hdfs:
     """An HDFS that the whole session shares; who breaks a part of it restarts that part."""
-    with Hdfs(tmp_path_factory.mktemp("hdfs"), die_with_parent=True) as hdfs:
-        yield hdfs
+    return gossip_hdfs_server
 
 
 @pytest.fixture

@@ -1,0 +1,100 @@
+"""Training on what clusters offer: snapshots and payloads on HDFS, and a number of workers that changes."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from gossipdbn.models.spec import PhaseSpec
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
+
+
+def _rows(n=4000, visible=96, classes=4, seed=0):
+    """Noisy prototypes: learnable, small."""
+    rng = np.random.default_rng(seed)
+    prototypes = rng.random((classes, visible)) < 0.4
+    labels = rng.integers(0, classes, n)
+    return (prototypes[labels] ^ (rng.random((n, visible)) < 0.1)).astype(np.uint8)
+
+
+def _snapshots(follower):
+    return sum(len(s) for s in follower.control.snapshots.values())
+
+
+def _hosts(follower):
+    return {c.worker.split("#")[0] for c in follower.replica.chains[:-1]}
+
+
+@pytest.mark.hdfs
+def test_a_dead_namenode_delays_no_training_and_snapshots_resume(gossip_run, gossip_hdfs, gossip_hdfs_server):
+    phases = [PhaseSpec("cd", epochs=120, batch=20, tau=5)]
+    run = gossip_run(visible=96, hidden=(64,), phases=phases, store=gossip_hdfs, inline_bytes=4096)
+    run.feed_rows(_rows())
+    run.start_workers(2)
+    run.wait_for(lambda f: _snapshots(f) >= 4 and f.ledger.updates > 100)
+    run.kill_worker("w1")
+    run.start_worker("w3")
+    run.wait_for(lambda f: any(c.worker.startswith("w3#") for c in f.replica.chains[:-1]))
+
+    gossip_hdfs_server.kill("namenode")
+    run.follow(2.0)  # what was under way is over
+    before, announced, began = run.follower.ledger.updates, _snapshots(run.follower), time.monotonic()
+    run.wait_for(lambda f: f.ledger.updates >= before + 200)
+    rate = 200 / (time.monotonic() - began)
+    assert _snapshots(run.follower) == announced
+    assert not run.follower.finished
+    gossip_hdfs_server.restart("namenode")
+    run.wait_for(lambda f: _snapshots(f) >= announced + 2)
+    print(f"{rate:.0f} updates/s while the NameNode was down")
+
+    run.wait_until_finished(180)
+    assert len(run.store.names("payloads/")) >= 4  # the closings, whole residuals, went by reference
+    run.assert_exact_ledger()
+    assert len(set(run.digests().values())) == 1
+    run.assert_replayable()
+
+
+@pytest.mark.hdfs
+def test_updates_whose_payloads_cannot_be_stored_wait_and_are_never_lost(gossip_run, gossip_hdfs, gossip_hdfs_server):
+    phases = [PhaseSpec("cd", epochs=6, batch=20, tau=5)]
+    run = gossip_run(visible=96, hidden=(64,), phases=phases, slots=2, store=gossip_hdfs, inline_bytes=0)
+    run.feed_rows(_rows(1000))
+    run.start_workers(2)
+    run.wait_for(lambda f: _hosts(f) == {"w1", "w2"} and f.ledger.updates > 4)
+    owners = [c.worker for c in run.follower.replica.chains]
+    gossip_hdfs_server.kill("namenode")
+    run.follow(3.0)
+    stopped_at = run.follower.ledger.updates
+    assert not run.follower.finished
+    gossip_hdfs_server.restart("namenode")
+    run.wait_until_finished(180)
+    assert run.follower.ledger.updates > stopped_at
+    assert len(run.store.names("payloads/")) >= run.follower.ledger.updates
+    assert [c.worker for c in run.follower.replica.chains] == owners  # nobody had to give a slot up
+    run.assert_exact_ledger()
+    run.assert_replayable()
+
+
+def test_workers_grow_from_one_to_four_and_shrink_to_two(gossip_run):
+    phases = [PhaseSpec("cd", epochs=100, batch=20, tau=5), PhaseSpec("cd", layer=1, epochs=40, batch=20, tau=5)]
+    run = gossip_run(visible=96, hidden=(64, 32), phases=phases)
+    run.feed_rows(_rows())
+
+    run.start_worker("w1")
+    run.wait_for(lambda f: f.ledger.updates > 40 and _hosts(f) == {"w1"})
+    for name in ("w2", "w3", "w4"):
+        run.start_worker(name)
+    run.wait_for(lambda f: _hosts(f) == {"w1", "w2", "w3", "w4"})
+    at = run.follower.ledger.updates
+    run.wait_for(lambda f: f.ledger.updates > at + 100)
+    run.stop_worker("w1")
+    run.kill_worker("w2")
+    run.wait_for(lambda f: _hosts(f) == {"w3", "w4"})
+    assert not run.follower.finished
+    run.wait_until_finished(180)
+    run.assert_exact_ledger()
+    assert len(set(run.digests().values())) == 1
+    run.assert_replayable()
