@@ -84,7 +84,10 @@ def open_session(
     from pyspark.sql import SparkSession
 
     if session_is_open() or not own_session():
-        return SparkSession.builder.appName(name).getOrCreate()  # master, jars and logs are spark-submit's business
+        builder = SparkSession.builder.appName(name)  # master, jars and logs are spark-submit's business
+        for key, value in _COMMON.items():
+            builder = builder.config(key, value)
+        return builder.getOrCreate()
     local = master.startswith("local")
     settings = dict(_COMMON)
     paths = [str(p) for p in kafka_jars()]

@@ -45,12 +45,13 @@ def arguments(log: KafkaLog, run_name: str, tmp_path: Path) -> list[str]:
 def _run(command: list[str], cwd: Path) -> tuple[int, str, str]:
     environ = {**os.environ, "PYSPARK_PYTHON": sys.executable, "JAVA_HOME": str(spark_java_home())}
     environ |= {"SPARK_LOCAL_IP": "127.0.0.1"}
-    done = subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=180, check=False)
+    done = subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=280, check=False)
     return done.returncode, done.stdout, done.stderr
 
 
 def test_a_folder_is_fed_by_spark_submit(arguments, tmp_path):
     submit = [str(Path(sys.executable).parent / "spark-submit"), "--master", "local[1]"]
+    submit += ["--conf", "spark.ui.enabled=false"]
     submit += ["--jars", ",".join(map(str, kafka_jars())), str(STREAMS / "folder.py")]
     options = [*arguments, "--kind", "csv", "--path", str(tmp_path / "rows")]
     code, out, err = _run([*submit, *options], tmp_path)
