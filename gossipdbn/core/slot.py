@@ -99,6 +99,7 @@ class Slot:
         self.waits_for = "the end of the partition"
         self.snapshot_at_s: float | None = None
         self.busy = False
+        self.staleness = 0
         self._replica, self._wire, self._settings, self._dice = replica, wire, settings, dice
         self._manifest = replica.manifest
         self._end: int | None = None
@@ -108,7 +109,7 @@ class Slot:
         self._mode = RESUME
         self._wanted_since_s: float | None = None
         self._echoed: deque[bytes] = deque(maxlen=64)
-        self._last_snapshot_seq = -1
+        self.snapshot_seq = -1
         self._now_s = 0.0
         self._dangling_asked: set[int] = set()
         self._failure = ""
@@ -184,8 +185,15 @@ class Slot:
                 return self.drop("an update under this claim that this owner did not send")
             self._echoed.append(self.pending.popleft().raw)
             self._attempts = 0
+            self.staleness = self._missed(verdict)
             return self._close() if self.state.closed and not self.pending else []
         return [] if raw in self._echoed else self.drop(f"own update is void: {verdict.reason}")
+
+    def _missed(self, verdict: Accepted) -> int:
+        """Updates of others that the log holds by now and that the round of an own update did not contain."""
+        version = verdict.start_version or ()
+        pairs = enumerate(zip(version, self._replica.version, strict=True))
+        return sum(have - contained for j, (contained, have) in pairs if j != self.slot)
 
     def _under_this_claim(self, message: Update) -> bool:
         assert self.state is not None
@@ -223,7 +231,7 @@ class Slot:
         self._echoed.clear()
         every = self._settings.snapshot_every_s
         self.snapshot_at_s = self._now_s + every * (0.5 + 0.5 * (self.slot + 1) / self._manifest.slots)
-        self._last_snapshot_seq = state.seq
+        self.snapshot_seq = state.seq
         self.rows, self.ended = 0, False
         return [
             FollowRows(self.slot),
@@ -386,14 +394,14 @@ class Slot:
         if not self.assigned:
             return True
         late = self.snapshot_at_s is not None and self._now_s >= self.snapshot_at_s
-        return late and state.seq != self._last_snapshot_seq
+        return late and state.seq != self.snapshot_seq
 
     def _snapshot(self, state: rounds.SlotState) -> list[Effect]:
         """Only with nothing pending: everything the snapshot contains is in the log already."""
         self.snapshot_at_s = self._now_s + self._settings.snapshot_every_s
         effects: list[Effect] = []
-        if state.seq != self._last_snapshot_seq:
-            self._last_snapshot_seq = state.seq
+        if state.seq != self.snapshot_seq:
+            self.snapshot_seq = state.seq
             digest = self._replica.digest()
             self._check_memory(digest)
             kept = replace(

@@ -100,8 +100,8 @@ Payload = Annotated[tuple[TensorDelta, ...], Meta(max_length=4096)]
 class Metrics(NamedTuple):
     """What a round cost and reached; changes no state. Errors in millionths, times in microseconds.
 
-    ``staleness``: updates of other slots that came while the slot's previous round was trained, and which that round
-    therefore did not contain.
+    ``staleness``: of the slot's newest update that was read back, how many updates of other slots the log held by then
+    that its round had not contained.
     """
 
     reconstruction_ppm: U63 = 0

@@ -104,7 +104,6 @@ class Worker:
         self._recoveries: dict[int, Recovery] = {}
         self._asks: deque[int] = deque()
         self._idle_since_s: float | None = None
-        self._others: dict[int, int] = {}
         self._stored: deque[tuple[ev.StoreSnapshot, Future[SnapshotAnnounced]]] = deque()
         self._pool, self._payloads = ThreadPoolExecutor(1, "snapshots"), ThreadPoolExecutor(2, "payloads")
         self._outbox = Outbox(store, self._payloads, lambda slot, raw: self._send(self.topics.updates, slot, raw))
@@ -322,9 +321,8 @@ class Worker:
             self.rows_trained + job.rows.count,
             self.train_s + taken,
         )
-        others = sum(job.start_version) - job.start_version[job.slot]
-        staleness = others - self._others.get(job.slot, others)
-        self._others[job.slot] = others
+        slot = self.host.slots.get(job.slot)
+        staleness = slot.staleness if slot is not None else 0
         metrics = Metrics(
             _ppm(stats.reconstruction_error),
             _ppm(stats.loss),
