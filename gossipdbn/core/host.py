@@ -30,7 +30,7 @@ from gossipdbn.core.events import (
 )
 from gossipdbn.core.replica import Replica
 from gossipdbn.core.slot import CLAIMING, CLOSED, RECOVERING, RUNNING, Settings, Slot
-from gossipdbn.core.values import Undecided, Void
+from gossipdbn.core.values import RESET, Undecided, Void
 from gossipdbn.errors import LocalProtocolError
 
 __all__ = ["Host"]
@@ -104,6 +104,10 @@ class Host:
             if effects:
                 return effects
         return []
+
+    def reset(self, slot: int, why: str) -> list[Effect]:
+        """Give a hosted slot up and claim it again with reset: residual, optimiser and chains begin empty."""
+        return self._of(slot, lambda s: s.drop(why, RESET))
 
     # ---- events -----------------------------------------------------------------------------------------------------
     def _logged(self, event: Logged) -> list[Effect]:

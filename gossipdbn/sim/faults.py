@@ -124,12 +124,19 @@ def _move(world: World, f: Fault) -> str:
     return f"slot {slot} to {to.name}"
 
 
-def _reset(world: World, w: Worker, f: Fault) -> str:
-    running = [s for s in w.host.slots.values() if s.stage == RUNNING]
-    if not running or world.now_s < w.paused_until_s:
+def _reset(world: World, f: Fault) -> str:
+    awake = [w for w in world.workers if w.alive and world.now_s >= w.paused_until_s]
+    running = [(w, s) for w in awake for s in w.host.slots.values() if s.stage == RUNNING]
+    just_kept = [(w, s) for w, s in running if s.snapshot_seq == world.checker.replica.chains[s.slot].count > 0]
+    chosen = just_kept or running  # a reset where a snapshot was taken is the hard case
+    if not chosen:
         return ""
-    slot = running[f.b % len(running)]
-    w._perform(slot.drop("a fault", RESET))
+    w, slot = chosen[f.a % len(chosen)]
+    w.perform(w.host.reset(slot.slot, "a fault"))
+    others = [m for m in world.members() if m is not w]
+    if others and f.size < 0.7:  # and its next owner has to go through it
+        after_s = 4 * world.options.latency_s + 0.1 * f.size
+        world.later(after_s, lambda: world.give(slot.slot, others[f.b % len(others)]))
     return f"{w.name} slot {slot.slot}"
 
 
@@ -320,7 +327,7 @@ _KINDS: dict[str, Callable[[World, Fault], str]] = {
     "join": _join,
     "old": _old,
     "move": _move,
-    "reset": _with_worker(_reset),
+    "reset": _reset,
     "cut": _with_worker(_cut),
     "broker": _broker,
     "partition": _partition,

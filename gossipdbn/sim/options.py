@@ -47,6 +47,7 @@ FAULTS = {
 }
 """Kinds of faults and what they do."""
 
+_OFTEN = {"reset": 4, "move": 3, "kill": 2, "zombie": 2}
 _RARE = {"poison": 0.15, "give-up": 0.15, "damage": 0.4, "stop": 0.4, "old": 0.5, "trim": 0.5}
 
 
@@ -121,10 +122,18 @@ def _faults(rng: random.Random) -> tuple[Fault, ...]:
     horizon = rng.choice((0.2, 0.5, 1.0))
     if not kinds:
         return ()
-    drawn = [
-        Fault(rng.random() * horizon, rng.choice(kinds), rng.randrange(1 << 30), rng.randrange(1 << 30), rng.random())
-        for _ in range(count)
-    ]
+    weights = [_OFTEN.get(k, 1) for k in kinds]
+
+    def one(at_s: float, a: int) -> Fault:
+        return Fault(at_s, rng.choices(kinds, weights)[0], a, rng.randrange(1 << 30), rng.random())
+
+    drawn: list[Fault] = []
+    for _ in range(count):
+        at, a = rng.random() * horizon, rng.randrange(1 << 30)
+        drawn.append(one(at, a))
+        while rng.random() < 0.3:  # troubles come together: soon after, to the same worker or slot
+            at += 0.06 * rng.random() ** 2
+            drawn.append(one(at, a))
     return tuple(sorted(drawn, key=lambda f: f.at_s))
 
 
@@ -138,7 +147,7 @@ def draw(seed: int) -> Options:
     return Options(
         seed=seed,
         slots=slots,
-        workers=rng.choice((1, 2, 2, 3)),
+        workers=rng.choice((1, 2, 2, 3, 3)),
         rows=rows,
         shard_rows=rng.choice((1, 2, 4)),
         phases=phases,
@@ -149,7 +158,7 @@ def draw(seed: int) -> Options:
         gate=rng.choice((0, 0, 1, slots)),
         inline_bytes=rng.choice((0, 8, 1 << 19, 1 << 19)),
         keep=rng.choice((1, 2, 4)),
-        snapshot_every_s=rng.choice((0.01, 0.03, 0.1, 1.0)),
+        snapshot_every_s=rng.choice((0.005, 0.01, 0.03, 0.1, 1.0)),
         linger_s=rng.choice((0.0, 0.02, 0.1)),
         claim_delay_s=rng.choice((0.005, 0.02)),
         latency_s=rng.choice((0.001, 0.004, 0.015)),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from gossipdbn.sim.checkers import Violation
 from gossipdbn.sim.options import Options, draw, without
@@ -52,12 +54,15 @@ class Result:
 
 
 def run_one(options: Options, trace: bool = False) -> tuple[World, str]:
-    """Run a world; returns it and the violated invariant, or ''."""
+    """Run a world; returns it and the violated invariant, or ''. Any error that escapes the core is one as well."""
     world = World(options, trace)
     try:
         world.run()
     except Violation as e:
         return world, str(e)
+    except Exception as e:  # noqa: BLE001 - whatever it is, the seed must be reported, with where it came from
+        where = traceback.extract_tb(e.__traceback__)[-1]
+        return world, f"{type(e).__name__} in {Path(where.filename).name}:{where.lineno}: {e}"
     return world, ""
 
 

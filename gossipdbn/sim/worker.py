@@ -18,6 +18,7 @@ from gossipdbn.core.values import NO_METRICS, Claim, Payload, PayloadRef, RowRan
 from gossipdbn.errors import DataError, LocalProtocolError, LogError, RetentionError, SnapshotError, StoreError
 from gossipdbn.sim import abstract
 from gossipdbn.sim.brokers import CONTROL, SHARDS, UPDATES, Writer
+from gossipdbn.sim.checkers import Violation
 from gossipdbn.wire.envelope import Unreadable
 from gossipdbn.wire.messages import RunWire, decode_control, decode_payload, payload_name
 from gossipdbn.wire.snapshots import announce, decode_snapshot, encode_snapshot
@@ -42,7 +43,7 @@ class Worker:
     def __init__(self, world: World, name: str, wire: RunWire) -> None:
         self.world, self.name, self.wire = world, name, wire
         self.alive, self.leaving, self.damaged = True, False, False
-        self.cut_until_s = self.paused_until_s = self.clock_s = 0.0
+        self.cut_until_s = self.paused_until_s = self.clock_s = self.told_s = 0.0
         self.pace = 1.0
         self.mail: deque[ev.Event] = deque()
         self.fetched: dict[tuple[str, int], int] = {}
@@ -146,7 +147,7 @@ class Worker:
         if self.recoveries:
             self._recover_some()
         if self.job is None:
-            self._perform(host.work())
+            self.perform(host.work())
         if self.leaving and host.stopped and not self.writer.held_anything():
             self.world.left(self)
         return bool(self.recoveries or self.asks or self.mail)
@@ -221,9 +222,10 @@ class Worker:
 
     # ---- effects ----------------------------------------------------------------------------------------------------
     def _step(self, event: ev.Event) -> None:
-        self._perform(self.host.step(event))
+        self.perform(self.host.step(event))
 
-    def _perform(self, effects: list[ev.Effect]) -> None:
+    def perform(self, effects: list[ev.Effect]) -> None:
+        """Carry out what the core asks for."""
         for effect in effects:
             self._one(effect)
 
@@ -365,6 +367,10 @@ class Worker:
         if outcome is None:
             return
         del self.recoveries[slot]
+        if outcome.state is None and not any(self.world.log.first.values()):
+            raise Violation(
+                f"{self.name} cannot recover slot {slot}, though the log holds everything: {outcome.reason}"
+            )
         if outcome.state is not None:
             self.world.say(f"{self.name} slot {slot} recovered after {recovery.recomputed} rounds")
             self.world.checker.recovered(self.name, outcome.state)

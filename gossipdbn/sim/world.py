@@ -158,19 +158,23 @@ class World:
     def give(self, slot: int, worker: Worker) -> None:
         """Assign a slot; the former owner learns of it at some other time."""
         former = self.owner[slot]
-        if former is worker:
+        if former is worker or not worker.alive:
             return
         self.owner[slot] = worker
         if former is not None and former.alive:
-            self.later(self.delay() * 2, lambda: self._tell(former, slot))
-        self.later(self.delay() * 2, lambda: self._tell(worker, slot))
+            self._tell(former, ev.Unassigned(slot))
+        self._tell(worker, ev.Assigned(slot))
 
-    def _tell(self, worker: Worker, slot: int) -> None:
-        """Tell a worker what the group says now about a slot (the newest word wins)."""
-        if worker.alive:
-            mine = self.owner[slot] is worker
-            worker.mail.append(ev.Assigned(slot) if mine else ev.Unassigned(slot))
-            worker.wake(0.0)
+    def _tell(self, worker: Worker, word: ev.Assigned | ev.Unassigned) -> None:
+        """The group's words reach each worker late, in order; two workers may believe to host a slot for a while."""
+        worker.told_s = max(worker.told_s, self.now_s + self.delay() * 2)
+
+        def arrive() -> None:
+            if worker.alive:
+                worker.mail.append(word)
+                worker.wake(0.0)
+
+        self.later(worker.told_s - self.now_s, arrive)
 
     def _spread(self) -> None:
         """Even out: slots without a live member find one, and a newcomer gets its share."""

@@ -1,0 +1,286 @@
+"""The simulator's eyes: every deliberate bug in the core is seen within 300 seeds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+
+from gossipdbn.core import chain as chains
+from gossipdbn.core import replica as replicas
+from gossipdbn.core import rounds
+from gossipdbn.core.host import Host
+from gossipdbn.core.recompute import Recomputation
+from gossipdbn.core.replica import Replica
+from gossipdbn.core.slot import RUNNING, Slot
+from gossipdbn.core.values import RESET, Accepted, Claim, Malformed, Unknown, Update, Void
+from gossipdbn.kernels import codec
+from gossipdbn.sim import worker as workers
+from gossipdbn.sim.brokers import SHARDS
+from gossipdbn.sim.options import draw
+from gossipdbn.sim.run import run_one
+from gossipdbn.wire.messages import RunWire
+
+SEEDS = 300
+Patch = pytest.MonkeyPatch
+
+
+def double_apply(patch: Patch) -> None:
+    """A record that arrives twice is void, and its deltas are added all the same."""
+    read = Replica.read
+
+    def twice(self, partition, offset, raw, fetched=None):
+        verdict = read(self, partition, offset, raw, fetched)
+        if isinstance(verdict, Void) and isinstance(verdict.message, Update):
+            payload = verdict.message.payload or fetched
+            if payload and verdict.message.seq == self.chains[partition].count - 1:
+                replicas.add_payload(self.manifest, self.acc, payload)
+        return verdict
+
+    patch.setattr(Replica, "read", twice)
+
+
+def lost_residual(patch: Patch) -> None:
+    """Whoever recovers from a snapshot begins with an empty residual."""
+    decode = workers.decode_snapshot
+
+    def without(manifest, data, sha256):
+        snapshot = decode(manifest, data, sha256)
+        snapshot.state.residual[:] = 0
+        return snapshot
+
+    patch.setattr(workers, "decode_snapshot", without)
+
+
+def missing_fence(patch: Patch) -> None:
+    """An update is accepted by its seq alone, whoever owns the slot by now."""
+
+    def order(manifest, chain, m, sealed):
+        return "" if (m.seq, m.phase, m.step) == (chain.count, chain.phase, chain.step) else "out of order"
+
+    patch.setattr(chains, "_update_order", order)
+
+
+def merge_at_the_wrong_version(patch: Patch) -> None:
+    """An update names the version at its publication, not the one its round started from."""
+    trained = Slot.trained
+
+    def late(self, event):
+        if self.state is not None and self.busy:
+            event.job.start_version = self.version()
+        return trained(self, event)
+
+    patch.setattr(Slot, "trained", late)
+
+
+def wrong_phase_switch(patch: Patch) -> None:
+    """A slot leaves its phase as soon as another one has."""
+    next_round = Slot._round
+
+    def hurried(self, state, version):
+        ahead = any(c.phase > state.phase for c in self._replica.chains[:-1])
+        if ahead and self.ended and state.phase < len(self._manifest.phases) - 1:
+            return self._publish_closing(state, version, rounds.CLOSES_PHASE)
+        return next_round(self, state, version)
+
+    patch.setattr(Slot, "_round", hurried)
+
+
+def non_atomic_snapshot(patch: Patch) -> None:
+    """A snapshot is announced while it is still being written under its own name."""
+    stored = workers.Worker._stored
+
+    def halfway(self, announced, data):
+        stored(self, announced, data[: len(data) // 2])
+        self.world.later(0.05, lambda: self.world.store.objects.update({announced.name: data}))
+
+    patch.setattr(workers.Worker, "_stored", halfway)
+
+
+def snapshot_of_a_dead_branch(patch: Patch) -> None:
+    """A slot does not wait for its updates to be read back before it writes a snapshot; recovery takes any."""
+    work = Slot.work
+
+    def eager(self, snapshot_free):
+        state = self.state
+        idle = self.stage == RUNNING and state is not None and not self.busy and not state.closed
+        if idle and snapshot_free and self.pending and self._snapshot_due(state):
+            replica = self._replica
+            kept, self._replica = replica, copy.copy(replica)
+            self._replica.acc, self._replica.chains = replica.acc.copy(), list(replica.chains)
+            for p in self.pending:
+                verdict = self._replica.judge(self.slot, p.raw, p.payload)
+                if isinstance(verdict, Accepted):
+                    chain = self._replica.chains[self.slot]
+                    self._replica.chains[self.slot] = chains.fold(self._manifest, chain, p.raw, verdict)
+                    replicas.add_payload(self._manifest, self._replica.acc, p.payload)
+            self._check_memory = lambda *_: None
+            effects = self._snapshot(state)
+            del self._check_memory
+            self._replica = kept
+            return effects
+        return work(self, snapshot_free)
+
+    patch.setattr(Slot, "work", eager)
+
+
+def owner_of_a_void_claim_goes_on(patch: Patch) -> None:
+    """Reading its claim back is enough for an owner; the verdict is not."""
+    read = Slot._claim_read
+
+    def anyway(self, raw, verdict):
+        if raw == self._claim and isinstance(verdict, Void):
+            verdict = Accepted(verdict.message)
+        return read(self, raw, verdict)
+
+    patch.setattr(Slot, "_claim_read", anyway)
+
+
+def round_remade_under_the_same_claim(patch: Patch) -> None:
+    """After a failed send an owner makes its pending rounds again, without claiming anew."""
+    publish, drop = Slot._publish, Slot.drop
+
+    def remember(self, state, update, version):
+        if not self.pending:
+            self._before = copy.deepcopy(state)
+        return publish(self, state, update, version)
+
+    def again(self, why, mode=0):
+        if "send failed" in why and self.stage == RUNNING and self.pending and not self.busy:
+            self.state = self._before
+            self.pending.clear()
+            return []
+        return drop(self, why, mode)
+
+    patch.setattr(Slot, "_publish", remember)
+    patch.setattr(Slot, "drop", again)
+
+
+def skipped_claim(patch: Patch) -> None:
+    """A reader steps over claims that it does not need."""
+    fold = chains.fold
+
+    def over(manifest, chain, raw, verdict):
+        if isinstance(verdict, Accepted) and isinstance(verdict.message, Claim) and chain.count:
+            verdict = Void("not mine")
+        return fold(manifest, chain, raw, verdict)
+
+    patch.setattr(chains, "fold", over)
+
+
+def unknown_format_rejected(patch: Patch) -> None:
+    """A reader that does not know a key takes the record for void."""
+    decode = RunWire.decode
+
+    def strict(self, raw):
+        decoded = decode(self, raw)
+        return Malformed(decoded.reason) if isinstance(decoded, Unknown) else decoded
+
+    patch.setattr(RunWire, "decode", strict)
+
+
+def pending_shared_between_cohosted_slots(patch: Patch) -> None:
+    """A round starts from what all slots of the worker have pending."""
+    assigned, parameters = Host._assigned, Slot.parameters
+
+    def together(self, slot):
+        effects = assigned(self, slot)
+        for s in self.slots.values():
+            s.others = self.slots
+        return effects
+
+    def shared(self):
+        theta = parameters(self)
+        for other in self.others.values():
+            for p in other.pending if other is not self else ():
+                replicas.add_payload(self._manifest, theta, p.payload)
+        return theta
+
+    patch.setattr(Host, "_assigned", together)
+    patch.setattr(Slot, "parameters", shared)
+    patch.setattr(Slot, "_check_memory", lambda *_: None)
+
+
+def carried_digest(patch: Patch) -> None:
+    """The stated digest is carried along with the log instead of computed from memory."""
+    carried: list[int] = []
+    next_round = Slot._round
+
+    def carrying(self, state, version):
+        expected = self._replica.expected_digest(self._replica.version)
+        carried.append((expected + sum(p.digest for p in self.pending)) % (1 << 64))
+        try:
+            return next_round(self, state, version)
+        finally:
+            carried.pop()
+
+    def digest(acc, base=0):
+        return carried[-1] if carried else codec.digest(acc, base)
+
+    patch.setattr(Slot, "_round", carrying)
+    patch.setattr(rounds, "codec", SimpleNamespace(**{**vars(codec), "digest": digest}))
+
+
+def reset_ignored_at_a_snapshot(patch: Patch) -> None:
+    """A reset that stands where a snapshot was taken does not empty the snapshot's state."""
+    again, claimed = Recomputation._again, Recomputation._claimed
+
+    def counting(self, *args):
+        self.moved = True
+        return again(self, *args)
+
+    def at_the_snapshot(self, claim):
+        if claim.mode == RESET and not hasattr(self, "moved"):
+            claim = Claim(*(getattr(claim, f) if f != "mode" else 0 for f in claim.__struct_fields__))
+        claimed(self, claim)
+
+    patch.setattr(Recomputation, "_again", counting)
+    patch.setattr(Recomputation, "_claimed", at_the_snapshot)
+
+
+def end_mark_out_of_band(patch: Patch) -> None:
+    """Workers learn of the end of data beside the partition, not in it."""
+    arrived = workers.Worker._rows_arrived
+
+    def told(self, slot, view):
+        fed = len(self.world.log.records[SHARDS, slot]) >= len(self.world.feed[slot])
+        early = SimpleNamespace(rows=view.rows, ended=view.ended or (fed and view.rows > 0))
+        arrived(self, slot, early)
+
+    patch.setattr(workers.Worker, "_rows_arrived", told)
+
+
+MUTATIONS: list[Callable[[Patch], None]] = [
+    double_apply,
+    lost_residual,
+    missing_fence,
+    merge_at_the_wrong_version,
+    wrong_phase_switch,
+    non_atomic_snapshot,
+    snapshot_of_a_dead_branch,
+    owner_of_a_void_claim_goes_on,
+    round_remade_under_the_same_claim,
+    skipped_claim,
+    unknown_format_rejected,
+    pending_shared_between_cohosted_slots,
+    carried_digest,
+    reset_ignored_at_a_snapshot,
+    end_mark_out_of_band,
+]
+
+
+def first_caught(seeds: int = SEEDS) -> tuple[int, str] | None:
+    """The first seed that notices, and what it says."""
+    for seed in range(seeds):
+        violation = run_one(draw(seed))[1]
+        if violation:
+            return seed, violation
+    return None
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.__name__)
+def test_a_deliberate_bug_is_caught(mutation: Callable[[Patch], None], monkeypatch: Patch) -> None:
+    mutation(monkeypatch)
+    assert first_caught() is not None, f"{mutation.__name__} ({mutation.__doc__}) was not seen in {SEEDS} seeds"
