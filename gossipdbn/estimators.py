@@ -71,6 +71,11 @@ class _Encoding:
         return again * self.scale + self.mean if self.units == "gaussian" else again
 
 
+def _rate(wanted: float | None, *, gaussian: bool) -> float:
+    """Learning rate of contrastive divergence; unbounded visibles need a smaller one."""
+    return wanted if wanted is not None else 0.005 if gaussian else 0.1
+
+
 class _Network(BaseEstimator):
     """What both estimators share: encoding, the run key, the model."""
 
@@ -137,7 +142,8 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Network):
     Parameters
     ----------
     n_components : number of hidden units.
-    learning_rate, final_learning_rate : linear from the first to the last row of ``fit``; None keeps it constant.
+    learning_rate : None takes 0.1, or 0.005 for Gaussian units. final_learning_rate : reached linearly at the last
+        row of ``fit``; None keeps it constant.
     batch_size : rows per minibatch. n_iter : passes over the rows.
     persistent : keep Gibbs chains between minibatches (PCD, Tieleman 2008): for densities; CD for features.
     k : Gibbs steps per gradient. momentum, weight_decay : the usual.
@@ -158,10 +164,10 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Network):
         self,
         n_components: int = 256,
         *,
-        learning_rate: float = 0.05,
+        learning_rate: float | None = None,
         final_learning_rate: float | None = None,
-        batch_size: int = 100,
-        n_iter: int = 10,
+        batch_size: int = 20,
+        n_iter: int = 20,
         persistent: bool = False,
         k: int = 1,
         momentum: float = 0.5,
@@ -182,12 +188,13 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Network):
         self.random_state = random_state
 
     def _phase(self, epochs: int | None) -> PhaseSpec:
-        final = self.learning_rate if self.final_learning_rate is None or epochs is None else self.final_learning_rate
+        rate = _rate(self.learning_rate, gaussian=self.encoding_.units == "gaussian")
+        final = rate if self.final_learning_rate is None or epochs is None else self.final_learning_rate
         return PhaseSpec(
             learner="pcd" if self.persistent else "cd",
             epochs=epochs,
             batch=self.batch_size,
-            lr=self.learning_rate,
+            lr=rate,
             lr_final=final,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
@@ -256,7 +263,8 @@ class DBNClassifier(ClassifierMixin, _Network):
     Parameters
     ----------
     hidden_layer_sizes : hidden units of each layer, bottom up.
-    pretrain_iter, pretrain_learning_rate : passes over the rows and learning rate per layer (0 passes: none).
+    pretrain_iter, pretrain_learning_rate : passes over the rows and learning rate per layer (0 passes: none; rate
+        None: 0.1, or 0.005 for a Gaussian first layer).
     n_iter, learning_rate : passes of fine-tuning by Adam (Kingma & Ba 2015), its rate, falling linearly to 0.
     pretrain_batch_size, batch_size : rows per minibatch of either. dropout : share of hidden units left out.
     weight_decay : L2 in fine-tuning. visible_units, random_state : as for `RBM`.
@@ -274,12 +282,12 @@ class DBNClassifier(ClassifierMixin, _Network):
         self,
         hidden_layer_sizes: tuple[int, ...] = (256, 256),
         *,
-        pretrain_iter: int = 5,
-        pretrain_learning_rate: float = 0.05,
-        pretrain_batch_size: int = 100,
-        n_iter: int = 30,
-        learning_rate: float = 0.001,
-        batch_size: int = 50,
+        pretrain_iter: int = 20,
+        pretrain_learning_rate: float | None = None,
+        pretrain_batch_size: int = 20,
+        n_iter: int = 50,
+        learning_rate: float = 0.003,
+        batch_size: int = 20,
         dropout: float = 0.0,
         weight_decay: float = 0.0,
         visible_units: Units = "auto",
@@ -298,10 +306,11 @@ class DBNClassifier(ClassifierMixin, _Network):
         self.random_state = random_state
 
     def _plan(self) -> tuple[PhaseSpec, ...]:
-        lr = self.pretrain_learning_rate
+        real = self.encoding_.units == "gaussian"
+        rates = [_rate(self.pretrain_learning_rate, gaussian=real and i == 0) for i in range(len(self.spec_.hidden))]
         pretraining = tuple(
             PhaseSpec("cd", i, self.pretrain_iter, self.pretrain_batch_size, lr=lr, lr_final=lr)
-            for i in range(len(self.spec_.hidden))
+            for i, lr in enumerate(rates)
             if self.pretrain_iter
         )
         tuning = PhaseSpec(
@@ -351,7 +360,7 @@ class DBNClassifier(ClassifierMixin, _Network):
             values = self._start(X, self._hidden(), len(self.classes_))
         else:
             values = self.encoding_.values(X)
-        lr = self.pretrain_learning_rate
+        lr = _rate(self.pretrain_learning_rate, gaussian=self.encoding_.units == "gaussian")
         phase = PhaseSpec("joint", epochs=None, batch=self.pretrain_batch_size, lr=lr, lr_final=lr)
         self._stream(phase, values, self._labels(y))
         return self
