@@ -209,12 +209,12 @@ class JavaProcess:
             self.wait(5.0)
 
 
-def follow_parent(parent: int) -> Callable[[], None]:
-    """What a child calls to be ended (SIGTERM) when the process ``parent`` dies; ends at once if it is dead already."""
+def follow_parent(parent: int, number: int = signal.SIGTERM) -> Callable[[], None]:
+    """What a child calls to get signal ``number`` when the process ``parent`` dies; ends at once if that is dead."""
 
     def prepare() -> None:
         if _LIBC is not None:
-            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            _LIBC.prctl(_PR_SET_PDEATHSIG, number)
             if os.getppid() != parent:  # it died in between
                 os._exit(1)
 

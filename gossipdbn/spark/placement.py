@@ -24,7 +24,7 @@ import uuid
 import zipfile
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -45,14 +45,13 @@ PLACEMENT_SETTINGS = {
 
 _HOPELESS = (2, 3)  # exit status of wrong configuration or data: starting again does not help
 _TAIL_LINES = 15
-_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerOrder:
     """What every placed worker is told; see ``gossipdbn worker --help``.
 
-    ``name``: start of the workers' names; the task's number is added. ``key_file``: a path on the executors.
+    ``name``: start of the workers' names; the placement and the task are added. ``key_file``: a path on the executors.
     ``environment``: variables for the worker processes.
     """
 
@@ -80,7 +79,7 @@ class WorkerOrder:
 def place_workers(spark: Any, order: WorkerOrder, workers: int = 0) -> Placement:
     """Start workers as tasks of a Spark application; returns at once.
 
-    Call it again for more of them (elastic growth): give another ``order.name`` or none, a number is added.
+    Call it again for more of them; a task that is started again takes its worker's name, and so its slots, over.
 
     Parameters
     ----------
@@ -111,6 +110,7 @@ class Placement:
         self.results: list[dict[str, Any]] = []
         self._context, self._failure, self._cancelled = context, "", False
         self._group = f"gossipdbn-{uuid.uuid4().hex}"
+        order = replace(order, name=f"{order.name}-{self._group[-4:]}")
         self._done = threading.Event()
         task = partial(_host, json.dumps(asdict(order)))
         self._thread = threading.Thread(target=self._run, args=(task, order.run), name="placement", daemon=True)
@@ -191,7 +191,7 @@ def _host(order_json: str, number: int, _rows: Iterator[int]) -> Iterator[str]:
         [sys.executable, "-m", "gossipdbn", *order.arguments(number), "--json", "-"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
         env={**os.environ, **_python_path(), **order.environment},
-        preexec_fn=follow_parent(os.getpid(), signal.SIGKILL),
+        preexec_fn=follow_parent(os.getpid(), signal.SIGKILL),  # noqa: PLW1509 - a Python worker's main thread
     )  # fmt: skip
     try:
         assert process.stderr is not None and process.stdout is not None

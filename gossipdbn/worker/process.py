@@ -89,6 +89,8 @@ def run_worker(spec: WorkerSpec, stop: threading.Event | None = None) -> WorkerR
     log = KafkaLog(spec.bootstrap, kafka=spec.kafka, session_timeout_ms=timeout, client_id=f"gossipdbn-{spec.name}")
     store = open_store(spec.store or str(settings["store"]))
     learners.warm(control.manifest.spec, control.manifest.phases)
+    control = load_control(log, spec.run, keys, spec.prefix)  # snapshots may have been replaced while kernels compiled
+    assert control.manifest is not None
     options = WorkerOptions(
         name=spec.name,
         prefix=spec.prefix,

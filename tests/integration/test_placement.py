@@ -1,0 +1,153 @@
+"""Workers on the executors of a real standalone Spark cluster: run, killed, cancelled."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from gossipdbn.embedded.java import find_java, spark_java_home
+from gossipdbn.embedded.process import free_ports
+from gossipdbn.models.spec import PhaseSpec
+
+pytestmark = [pytest.mark.spark, pytest.mark.kafka, pytest.mark.timeout(400)]
+
+
+def _java(folder: Path, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
+    import pyspark
+
+    home = Path(pyspark.__file__).parent
+    environment = {
+        **os.environ, "SPARK_HOME": str(home), "SPARK_SCALA_VERSION": "2.13", "SPARK_LOCAL_IP": "127.0.0.1",
+        "SPARK_NO_DAEMONIZE": "1", "SPARK_WORKER_DIR": str(folder / "work"),
+        "JAVA_HOME": str(spark_java_home(find_java())),
+    }  # fmt: skip
+    with (folder / f"{name}.log").open("wb") as out:
+        return subprocess.Popen(
+            [home / "bin" / "spark-class", *arguments], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+            env={**environment, "SPARK_DAEMON_MEMORY": "256m"}, start_new_session=True,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A master and one worker process with four cores."""
+    folder = tmp_path_factory.mktemp("spark")
+    port, web, web_worker = free_ports(3)
+    url = f"spark://127.0.0.1:{port}"
+    master = _java(folder, "master", ["org.apache.spark.deploy.master.Master", "--host", "127.0.0.1", "--port",
+                                      str(port), "--webui-port", str(web)])  # fmt: skip
+    worker = _java(folder, "worker", ["org.apache.spark.deploy.worker.Worker", "--host", "127.0.0.1", "--cores", "4",
+                                      "--memory", "2g", "--webui-port", str(web_worker), url])  # fmt: skip
+    yield url
+    for process in (worker, master):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def spark(standalone: str, tmp_path_factory: pytest.TempPathFactory):
+    from gossipdbn.spark.placement import PLACEMENT_SETTINGS
+    from gossipdbn.spark.session import close_session, open_session
+
+    extra = {
+        **PLACEMENT_SETTINGS, "spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1",
+        "spark.executor.memory": "512m", "spark.ui.enabled": "false",
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
+        session = open_session("placement", standalone, tmp_path_factory.mktemp("driver"), extra)
+    yield session
+    close_session(session)
+
+
+def _rows(n=4000, visible=96):
+    rng = np.random.default_rng(0)
+    prototypes = rng.random((4, visible)) < 0.4
+    return (prototypes[rng.integers(0, 4, n)] ^ (rng.random((n, visible)) < 0.1)).astype(np.uint8)
+
+
+def _started(run: str) -> list[psutil.Process]:
+    """Worker processes of the run, wherever they hang in the tree."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            line = process.cmdline()
+            if "worker" in line and run in line:
+                found.append(process)
+    return found
+
+
+def _run(gossip_run, epochs):
+    return gossip_run(visible=96, hidden=(64,), phases=[PhaseSpec("cd", epochs=epochs, batch=20, tau=5)])
+
+
+def test_a_killed_python_worker_comes_back_and_its_slots_train_again(gossip_run, spark):
+    from gossipdbn.spark.placement import WorkerOrder, place_workers
+
+    run = _run(gossip_run, 150)
+    run.feed_rows(_rows())
+    placed = place_workers(spark, WorkerOrder(run.run, run.bootstrap), 2)
+    run.wait_for(lambda f: f.ledger.updates > 100 and all(c.worker for c in f.replica.chains[:-1]), 90)
+    assert not placed.failure
+    victim = _started(run.run)[0]
+    name = victim.cmdline()[victim.cmdline().index("--name") + 1]
+    slots = [i for i, c in enumerate(run.follower.replica.chains[:-1]) if c.worker.startswith(name + "#")]
+    before = {i: run.follower.replica.chains[i].incarnation for i in slots}
+    victim.parent().kill()
+    at = time.monotonic()
+    counts = {i: run.follower.replica.chains[i].count for i in slots}
+    run.wait_for(
+        lambda f: all(f.replica.chains[i].incarnation > before[i] and f.replica.chains[i].count > counts[i] + 8
+                      for i in slots), 60,
+    )  # fmt: skip
+    print(f"slots {slots} train again after {time.monotonic() - at:.1f} s")
+    assert not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE
+    run.wait_for(lambda f: f.finished, 180)
+    assert placed.wait(30)
+    assert not placed.failure
+    assert len(placed.results) == 2
+    assert not _started(run.run)
+    run.assert_exact_ledger()
+    run.assert_replayable()
+
+
+def test_cancelling_stops_everything_within_five_seconds_and_a_resumed_run_is_exact(gossip_run, spark):
+    from gossipdbn.spark.placement import WorkerOrder, place_workers
+
+    run = _run(gossip_run, 60)
+    run.feed_rows(_rows())
+    placed = place_workers(spark, WorkerOrder(run.run, run.bootstrap), 2)
+    run.wait_for(lambda f: f.ledger.updates > 60, 90)
+    began = time.monotonic()
+    assert placed.cancel()
+    while _started(run.run):
+        assert time.monotonic() - began < 5.0
+        time.sleep(0.05)
+    print(f"cancelled in {time.monotonic() - began:.1f} s")
+    assert not placed.failure
+    run.follower.catch_up(time.monotonic())
+    assert not run.follower.finished
+    again = place_workers(spark, WorkerOrder(run.run, run.bootstrap), 2)
+    run.wait_for(lambda f: f.finished, 180)
+    assert again.wait(30)
+    run.assert_exact_ledger()
+    run.assert_replayable()
+
+
+def test_a_worker_that_cannot_work_says_why_and_is_not_started_again(gossip_run, spark):
+    from gossipdbn.spark.placement import WorkerOrder, place_workers
+
+    run = _run(gossip_run, 1)
+    placed = place_workers(spark, WorkerOrder("no-such-run", run.bootstrap), 1)
+    assert placed.wait(60)
+    assert "there is no run" in placed.failure
