@@ -22,6 +22,7 @@ from gossipdbn.wire import envelope
 from gossipdbn.wire.shards import (
     BITS,
     FLOATS,
+    EndMark,
     Shard,
     ShardLimits,
     ShardSequence,
@@ -90,7 +91,7 @@ class RowStore:
 
         Raises
         ------
-        DataError : a shard came again with other content, or the end mark does not fit: the run's data are damaged.
+        DataError : the end mark does not fit the shards before it: the run's data are damaged.
         """
         if offset != self.next_offset:
             raise LocalProtocolError(f"shards partition {self.slot}: read offset {offset}, expected {self.next_offset}")
@@ -105,7 +106,13 @@ class RowStore:
             return
         self.held = ""
         before = self._head.rows
-        kept = self._head.add(message)
+        try:
+            kept = self._head.add(message)
+        except DataError:
+            if isinstance(message, EndMark):
+                raise
+            self.voids += 1  # a shard counts at its first occurrence; the feed is who stops over another content
+            kept = None
         self.next_offset += 1
         if kept is not None:
             self._append(kept, before)

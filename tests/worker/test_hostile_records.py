@@ -11,6 +11,7 @@ from gossipdbn.core.values import Claim, ManifestRecord, Update
 from gossipdbn.errors import ConfigError
 from gossipdbn.wire import envelope
 from gossipdbn.wire.messages import RunWire, encode_control
+from gossipdbn.wire.shards import BITS, encode_shard, make_shard, shard_id, slot_of
 from gossipdbn.worker.control import load_control
 from tests.replay.scene import Scene, manifest, rows
 
@@ -108,3 +109,36 @@ def test_signed_runs_ignore_who_has_no_key():
     without = Replica(scene.manifest, RunWire().decode, np.zeros(1, np.int32))
     verdict = without.read(0, 0, next(scene.log.read(scene.names.updates, 0, 0, 1)).value)
     assert "key 7" in verdict.reason  # type: ignore[union-attr]
+
+
+def test_a_shard_that_comes_again_with_other_content_counts_once_as_it_was_first():
+    scene = Scene()
+    values, labels = rows()
+    other = make_shard(shard_id("rows", 0, 0, 25), 1 - values[:25], labels[:25], BITS)
+    scene.feed(values, labels)
+    slot = slot_of(other.id, 3)
+    scene.log.data[scene.names.shards][slot].insert(1, (envelope.seal(encode_shard(other)), 0))
+    worker = scene.worker("w", threading.Event())
+    assert worker.run().finished
+    clean = Scene()
+    clean.feed(values, labels)
+    assert [c.cursor for c in worker.host.replica.chains[:-1]] == [
+        c.cursor for c in _finished(clean).host.replica.chains[:-1]
+    ]
+
+
+def _finished(scene: Scene):
+    worker = scene.worker("w", threading.Event())
+    assert worker.run().finished
+    return worker
+
+
+def test_an_end_mark_that_does_not_fit_fails_its_slot_with_the_reason():
+    scene = Scene()
+    scene.feed(*rows())
+    records = scene.log.data[scene.names.shards][1]
+    del records[1]
+    worker = scene.worker("w", threading.Event())
+    result = worker.run()
+    assert "end mark" in result.failed
+    assert worker.host.replica.chains[0].closed and not worker.host.replica.chains[0].failed
