@@ -140,9 +140,9 @@ def write(spool: Spool, facts: ArchiveFacts, path: Path) -> str:
     facts = msgspec.structs.replace(facts, entries=entries)
     temporary = path.with_name(f".{path.name}.part")
     try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as out:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as out:
             header = msgspec.json.format(msgspec.json.encode(facts), indent=1)
-            out.writestr(_info(HEADER), header, zipfile.ZIP_DEFLATED, 9)
+            out.writestr(_info(HEADER), header, zipfile.ZIP_DEFLATED, 6)
             for name in names:
                 with (spool.folder / name).open("rb") as source, out.open(_info(name), "w", force_zip64=True) as target:
                     while piece := source.read(_PIECE):

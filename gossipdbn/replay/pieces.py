@@ -20,15 +20,16 @@ from gossipdbn.core import recompute, rounds
 from gossipdbn.core.replica import Replica, add_payload
 from gossipdbn.core.values import (
     Accepted,
-    Claim,
     Manifest,
     Payload,
     PayloadRef,
     RowRange,
+    Sealed,
     Undecided,
     Update,
     Verdict,
     Version,
+    Void,
 )
 from gossipdbn.errors import DataError, GossipDbnError, LocalProtocolError, LogError
 from gossipdbn.kernels import codec
@@ -39,10 +40,20 @@ from gossipdbn.replay.history import History, LoggedRun
 from gossipdbn.wire.messages import decode_payload, payload_name
 from gossipdbn.worker.rows import RowStore
 
-__all__ = ["AcceptedOffsets", "Difference", "Divergence", "Piece", "PieceResult", "complete", "cut", "recompute_piece"]
+__all__ = [
+    "Difference",
+    "Divergence",
+    "Letters",
+    "Piece",
+    "PieceResult",
+    "complete",
+    "counted",
+    "cut",
+    "recompute_piece",
+]
 
-AcceptedOffsets = Sequence[NDArray[np.int64]]
-"""Per updates partition, the offsets of its accepted updates."""
+Letters = Sequence[NDArray[np.uint8]]
+"""Per updates partition, the verdicts on its records as letters (PartitionHistory.letters)."""
 
 ROW_BYTES = 256 << 20
 _READ = 64
@@ -134,12 +145,30 @@ def cut(history: History, version: Version | None = None) -> list[Piece]:
 
 
 class _Scratch(Replica):
-    """A replica that follows one slot's chain; what others sent was judged before and is only added."""
+    """A replica that follows one slot's chain by verdicts that were given before; what others sent is only added."""
 
-    _last: Verdict
+    def __init__(self, run: LoggedRun, piece: Piece, letters: NDArray[np.uint8]) -> None:
+        at = [chains.genesis(run.manifest.slots)] * (run.manifest.slots + 1)
+        at[piece.slot] = piece.chain
+        super().__init__(run.manifest, run.wire.decode, run.initial(), at)
+        self._run, self._letters = run, letters
+        self._last: Verdict = Undecided("nothing was judged")
 
     def judge(self, partition: int, raw: bytes, fetched: Payload | None = None) -> Verdict:
-        self._last = super().judge(partition, raw, fetched)
+        """The verdict that the record got when all partitions were judged."""
+        chain = self.chains[partition]
+        letter = chr(self._letters[chain.offset])
+        if letter == "v":
+            self._last = Void("judged before")
+            return self._last
+        decoded = self._decode(raw)
+        assert isinstance(decoded, Sealed)
+        m = decoded.message
+        if isinstance(m, Update):
+            version = tuple(a + b for a, b in zip(chain.start_version, m.advance, strict=True))
+            self._last = Accepted(m, version)
+        else:
+            self._last = Accepted(m)
         return self._last
 
     def read(self, partition: int, offset: int, raw: bytes, fetched: Payload | None = None) -> Verdict:
@@ -148,24 +177,28 @@ class _Scratch(Replica):
         if offset != self.chains[partition].offset or isinstance(verdict, Undecided):
             raise LocalProtocolError(f"updates partition {partition}: offset {offset} was not judged")
         self.chains[partition] = chains.fold(self.manifest, self.chains[partition], raw, verdict)
-        if isinstance(verdict, Accepted) and not isinstance(verdict.message, Claim):
-            payload = verdict.message.payload if verdict.message.payload is not None else fetched
-            assert payload is not None
-            add_payload(self.manifest, self.acc, payload)
+        if isinstance(verdict, Accepted) and isinstance(verdict.message, Update):
+            m = verdict.message
+            add_payload(self.manifest, self.acc, m.payload if m.payload is not None else self._run.payload(raw))
         return verdict
+
+
+def counted(letters: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Offsets of the records that count in the version: updates, closings, revocations."""
+    return np.flatnonzero((letters == ord("u")) | (letters == ord("r")))
 
 
 class _Again(recompute.Recomputation):
     """A recomputation that adds other slots' updates by their known offsets."""
 
     def __init__(self, run: LoggedRun, piece: Piece, scratch: _Scratch, source: recompute.Source,
-                 accepted: AcceptedOffsets) -> None:  # fmt: skip
+                 letters: Letters) -> None:  # fmt: skip
         state = rounds.fresh_state(run.manifest, piece.slot, piece.chain)
         super().__init__(run.manifest, piece.slot, scratch, state, run.wire, source)
-        self._logged, self._accepted = run, accepted
+        self._logged, self._accepted = run, [counted(x) for x in letters]
         self._have = [0] * (run.manifest.slots + 1)
         self._have[piece.slot] = piece.chain.count
-        for offset in accepted[piece.slot][: piece.chain.count]:
+        for offset in self._accepted[piece.slot][: piece.chain.count]:
             run.add(scratch.acc, piece.slot, int(offset))
 
     def advance(self, version: Version) -> None:
@@ -207,7 +240,7 @@ class _Rows:
 
 
 def recompute_piece(
-    run: LoggedRun, piece: Piece, accepted: AcceptedOffsets, train: rounds.Trainer = rounds.run,
+    run: LoggedRun, piece: Piece, letters: Letters, train: rounds.Trainer = rounds.run,
     on_update: Callable[[int], None] = lambda _rows: None,
 ) -> PieceResult:  # fmt: skip
     """Recompute a piece and compare every update with the logged one; stops at the first that differs."""
@@ -223,13 +256,11 @@ def recompute_piece(
 
     divergence, problem = None, ""
     try:
-        at = [chains.genesis(run.manifest.slots)] * (run.manifest.slots + 1)
-        at[piece.slot] = piece.chain
-        scratch = _Scratch(run.manifest, run.wire.decode, run.initial(), at)
+        scratch = _Scratch(run, piece, letters[piece.slot])
         source = recompute.Source(
             run.spool.record, lambda ref: _fetch(run, ref), _Rows(run, piece.slot), _no_base, timed
         )
-        for r in _Again(run, piece, scratch, source, accepted).run(piece.stop):
+        for r in _Again(run, piece, scratch, source, letters).run(piece.stop):
             if not r.same:
                 divergence = _divergence(run, r, scratch.chains[piece.slot])
                 break

@@ -24,21 +24,21 @@ from gossipdbn.kernels import codec
 from gossipdbn.kernels.tiers import TIER
 from gossipdbn.replay.archive import ArchiveFacts, compare
 from gossipdbn.replay.history import History, LoggedRun, PartitionHistory, judge_all, judge_partition, open_run
-from gossipdbn.replay.pieces import AcceptedOffsets, Divergence, Piece, PieceResult, complete, cut, recompute_piece
+from gossipdbn.replay.pieces import Divergence, Letters, Piece, PieceResult, complete, counted, cut, recompute_piece
 from gossipdbn.wire.envelope import Keyring
 
 __all__ = [
     "Progress",
     "Verification",
-    "accepted_offsets",
     "divergence_text",
     "fold_all",
     "judge_run",
+    "letters_of",
     "verify",
     "workers",
 ]
 
-_ACCEPTED, _PROGRESS = "accepted.npz", "progress.bin"
+_LETTERS, _PROGRESS = "letters.npz", "progress.bin"
 _LOOK_S = 0.2
 _MASK = (1 << 64) - 1
 
@@ -102,8 +102,8 @@ class Workers(Protocol):
 
     def judge(self, partition: int) -> Future[PartitionHistory]: ...
 
-    def publish(self, accepted: AcceptedOffsets, pieces: int) -> None:
-        """Make known what was accepted, before the first ``recompute``."""
+    def publish(self, letters: Letters, pieces: int) -> None:
+        """Make the verdicts known, before the first ``recompute``."""
 
     def recompute(self, number: int, piece: Piece) -> Future[PieceResult]: ...
 
@@ -119,20 +119,20 @@ class _Here:
     run: LoggedRun
     train: rounds.Trainer
     jobs: int = 1
-    accepted: AcceptedOffsets = ()
+    letters: Letters = ()
     rows: int = 0
 
     def judge(self, partition: int) -> Future[PartitionHistory]:
         return _done(judge_partition(self.run, partition))
 
-    def publish(self, accepted: AcceptedOffsets, pieces: int) -> None:
-        self.accepted = accepted
+    def publish(self, letters: Letters, pieces: int) -> None:
+        self.letters = letters
 
     def recompute(self, number: int, piece: Piece) -> Future[PieceResult]:
-        return _done(recompute_piece(self.run, piece, self.accepted, self.train, self._count))
+        return _done(recompute_piece(self.run, piece, self.letters, self.train, self._count))
 
     def fold(self) -> Future[str]:
-        return _done(fold_all(self.run, self.accepted))
+        return _done(fold_all(self.run, self.letters))
 
     def rows_done(self) -> int:
         return self.rows
@@ -153,7 +153,7 @@ class _Process:
 
     folder: Path
     run: LoggedRun
-    accepted: AcceptedOffsets | None = None
+    letters: Letters | None = None
     progress: NDArray[np.int64] | None = None
 
 
@@ -166,12 +166,12 @@ def _begin(folder: str, keys: Keyring) -> None:
     _mine.append(_Process(Path(folder), open_run(Path(folder), keys)))
 
 
-def _accepted(me: _Process) -> AcceptedOffsets:
-    if me.accepted is None:
-        with np.load(me.folder / _ACCEPTED) as saved:
-            me.accepted = [saved[f"p{i}"] for i in range(me.run.manifest.slots + 1)]
+def _letters(me: _Process) -> Letters:
+    if me.letters is None:
+        with np.load(me.folder / _LETTERS) as saved:
+            me.letters = [saved[f"p{i}"] for i in range(me.run.manifest.slots + 1)]
         me.progress = np.memmap(me.folder / _PROGRESS, np.int64, "r+")
-    return me.accepted
+    return me.letters
 
 
 def _judge(partition: int) -> PartitionHistory:
@@ -180,17 +180,17 @@ def _judge(partition: int) -> PartitionHistory:
 
 def _recompute(number: int, piece: Piece) -> PieceResult:
     me = _mine[0]
-    accepted = _accepted(me)
+    letters = _letters(me)
 
     def count(rows: int) -> None:
         assert me.progress is not None
         me.progress[number] += rows
 
-    return recompute_piece(me.run, piece, accepted, on_update=count)
+    return recompute_piece(me.run, piece, letters, on_update=count)
 
 
 def _fold() -> str:
-    return fold_all(_mine[0].run, _accepted(_mine[0]))
+    return fold_all(_mine[0].run, _letters(_mine[0]))
 
 
 @dataclass(slots=True)
@@ -205,8 +205,8 @@ class _Pool:
     def judge(self, partition: int) -> Future[PartitionHistory]:
         return self.pool.submit(_judge, partition)
 
-    def publish(self, accepted: AcceptedOffsets, pieces: int) -> None:
-        np.savez(self.folder / _ACCEPTED, **{f"p{i}": a for i, a in enumerate(accepted)})  # type: ignore[arg-type]
+    def publish(self, letters: Letters, pieces: int) -> None:
+        np.savez(self.folder / _LETTERS, **{f"p{i}": a for i, a in enumerate(letters)})  # type: ignore[arg-type]
         np.zeros(max(1, pieces), np.int64).tofile(self.folder / _PROGRESS)
         self.progress = np.memmap(self.folder / _PROGRESS, np.int64, "r")
 
@@ -247,16 +247,16 @@ def judge_run(run: LoggedRun, on: Workers) -> History:
     return judge_all(run, [f.result() for f in futures])
 
 
-def accepted_offsets(history: History) -> AcceptedOffsets:
-    """Offsets of what counts in the version, per partition."""
-    return [np.array([x.offset for x in p.updates()], np.int64) for p in history.partitions]
+def letters_of(history: History) -> Letters:
+    """The verdicts as arrays that processes share."""
+    return [np.frombuffer(p.letters.encode(), np.uint8) for p in history.partitions]
 
 
-def fold_all(run: LoggedRun, accepted: AcceptedOffsets) -> str:
+def fold_all(run: LoggedRun, letters: Letters) -> str:
     """Digest (hexadecimal) of the parameters after all updates, added up as integers."""
     acc = run.initial()
-    for partition, offsets in enumerate(accepted):
-        for offset in offsets:
+    for partition, verdicts in enumerate(letters):
+        for offset in counted(verdicts):
             run.add(acc, partition, int(offset))
     return f"{codec.digest(acc):016x}"
 
@@ -274,10 +274,10 @@ def verify(
     began = time.monotonic()
     with workers(run, jobs, train) as on:
         history = judge_run(run, on)
-        accepted = accepted_offsets(history)
+        letters = letters_of(history)
         whole = complete(history)
         pieces = cut(history, whole)
-        on.publish(accepted, len(pieces))
+        on.publish(letters, len(pieces))
         pending = {on.recompute(i, piece) for i, piece in enumerate(pieces)}
         folded = on.fold()
         rows_all = sum(p.rows for p in pieces)
