@@ -103,9 +103,13 @@ def check(codec: int, data: bytes, rows: int, cols: int, e_max: int) -> None:
     _walk(codec, data, rows, cols, e_max, CHECK, _NOWHERE, 0)
 
 
-def delta_digest(codec: int, data: bytes, rows: int, cols: int, base: int) -> int:
-    """sum delta_i * r_(base + i) mod 2**64 of an encoded tensor; ``base`` is its first global parameter index."""
-    return _walk(codec, data, rows, cols, 7, DIGEST, _NOWHERE, base)
+def delta_digest(codec: int, data: bytes, rows: int, cols: int, base: int, e_max: int = 6) -> int:
+    """sum delta_i * r_(base + i) mod 2**64 of an encoded tensor; ``base`` is its first global parameter index.
+
+    Checks everything that `check` does, in the same walk; raises ValueError likewise.
+    """
+    _check_e_max(e_max)
+    return _walk(codec, data, rows, cols, e_max, DIGEST, _NOWHERE, base)
 
 
 def apply(codec: int, data: bytes, acc: Ints, rows: int, cols: int) -> None:
