@@ -32,7 +32,6 @@ def chain64(key: int, *words: int) -> int:
 
 def hash32(counter: int, key: int) -> int:
     x = counter ^ (key & 0xFFFFFFFF)
-    x ^= x >> 16
     x = (x * 0x7FEB352D) & 0xFFFFFFFF
     x ^= x >> 15
     x ^= key >> 32
@@ -95,7 +94,14 @@ NEG_LOG2E = f4(-1.4426950408889634)
 
 
 def sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    return f4(1) / (exp2(x * NEG_LOG2E) + f4(1))
+    return reciprocal(exp2(x * NEG_LOG2E) + f4(1))
+
+
+def reciprocal(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    y = (0x7EF311C3 - x.view(np.int32)).view(f4)
+    for _ in range(3):
+        y = fma(y, fma(-x, y, f4(1)), y)
+    return y
 
 
 def below(draw: NDArray[np.int64], p: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -104,8 +110,8 @@ def below(draw: NDArray[np.int64], p: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def below_of_exp(draw: NDArray[np.int64], e: NDArray[np.float32]) -> NDArray[np.bool_]:
-    u = fma(draw.astype(f4), f4(2.0**-16), f4(2.0**-17))
-    return fma(u, e, u) - f4(1) < 0
+    u = draw.astype(f4) + f4(0.5)
+    return fma(u, e, u) < f4(65536)
 
 
 def flush(x: NDArray[np.float32]) -> NDArray[np.float32]:

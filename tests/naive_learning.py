@@ -23,6 +23,7 @@ from tests.naive import (
     f4,
     flush,
     fma,
+    reciprocal,
     sigmoid,
 )
 
@@ -104,7 +105,7 @@ def cd_minibatch(
     n, hidden = x.shape[0], m.w.shape[1]
     rate = f4(f4(rate) * f4(2.0**24))
     persistent = chains is not None
-    p0 = f4(1) / (exp2(log2_odds(x, m.w, m.b, one)) + f4(1))
+    p0 = reciprocal(exp2(log2_odds(x, m.w, m.b, one)) + f4(1))
     states = below(draws(child64(key, 0), n, hidden, pair_rows=True), p0).astype(np.int64)
     error = 0
     negative = chains if chains is not None else states
@@ -117,7 +118,7 @@ def cd_minibatch(
         if t == 0 and not persistent:
             error = squared_error(m, states, x, one)
         v = below_of_exp(draws(child64(key, 2 * t + 1), n, m.w.shape[0], pair_rows=False), e).astype(np.int64)
-        p1 = f4(1) / (exp2(log2_odds(v, m.w, m.b, 1)) + f4(1))
+        p1 = reciprocal(exp2(log2_odds(v, m.w, m.b, 1)) + f4(1))
         negative = below(draws(child64(key, 2 * t + 2), n, hidden, pair_rows=True), p1).astype(np.int64)
     if chains is not None:
         chains[:] = negative
@@ -130,7 +131,7 @@ def quantised(p: Floats) -> Ints:
 
 
 def squared_error(m: Layer, states: Ints, x: Ints, one: int) -> int:
-    mean = f4(1) / (exp2(log2_odds(states, m.w.T, m.a, 1)) + f4(1))
+    mean = reciprocal(exp2(log2_odds(states, m.w.T, m.a, 1)) + f4(1))
     d = fma(x.astype(f4), -f4(f4(1) / f4(one)), mean)
     return int(np.rint((d * d).astype(np.float64) * 1024.0).sum())
 

@@ -14,8 +14,8 @@ from gossipdbn.kernels.tiers import inline
 from gossipdbn.kernels.vectors import (
     bits,
     broadcastf,
+    f_less,
     fadd,
-    fdiv,
     fma,
     fmax,
     fmin,
@@ -27,6 +27,7 @@ from gossipdbn.kernels.vectors import (
     iand,
     imul,
     ior,
+    isub,
     ixor,
     popcount,
     shl,
@@ -46,9 +47,13 @@ _C = tuple(f4(c) for c in (1.3398874e-3, 9.6184374e-3, 5.5503325e-2, 2.4022648e-
 _C5, _C4, _C3, _C2, _C1 = _C
 _LOW, _HIGH = f4(-126.0), f4(126.0)
 _M1, _M2 = 0x7FEB352D, 0x846CA68B
-_U16, _HALF_U16 = f4(2.0**-16), f4(2.0**-17)
+_U16 = f4(2.0**-16)
 _RANGE16 = f4(65536.0)
 _TINY = f4(2.0**-60)
+_ZERO = f4(0.0)
+_GUESS = 0x7EF311C3
+_FLOAT_BITS = 0x4B000000  # 2**23: or-ing 16 bits into it makes the float 2**23 + draw
+_FLOAT_HALF = f4(8388607.5)
 
 
 @inline
@@ -66,9 +71,21 @@ def exp2(t):
 
 
 @inline
+def reciprocal(x):
+    """1 / x to about 1e-7 for 1 <= x <= 2^126, by Newton's iteration from an integer first guess.
+
+    A hardware division takes four times as long, and hardware approximations differ between CPUs.
+    """
+    y = from_bits(isub(vi(_GUESS), bits(x)))
+    for _ in range(3):
+        y = fma(y, fma(fsub(vf(_ZERO), x), y, vf(_ONE)), y)
+    return y
+
+
+@inline
 def sigmoid_of_exp(e):
     """1 / (1 + e)."""
-    return fdiv(vf(_ONE), fadd(e, vf(_ONE)))
+    return reciprocal(fadd(e, vf(_ONE)))
 
 
 @inline
@@ -80,9 +97,7 @@ def sigmoid(x):
 @inline
 def hash16(counter, k0, k1):
     """The 32-bit hash of `counter_rng.hash32`, sixteen lanes at once."""
-    x = ixor(counter, k0)
-    x = ixor(x, shr(x, 16))
-    x = imul(x, vi(_M1))
+    x = imul(ixor(counter, k0), vi(_M1))
     x = ixor(x, shr(x, 15))
     x = ixor(x, k1)
     x = imul(x, vi(_M2))
@@ -110,10 +125,9 @@ def bernoulli(draw, p, one):
 
 @inline
 def bernoulli_of_exp(draw, e, one):
-    """``one`` where u < 1 / (1 + e), u = (draw + 1/2) / 65536, without a division."""
-    u = fma(to_float(draw), vf(_U16), vf(_HALF_U16))
-    below = bits(fsub(fma(u, e, u), vf(_ONE)))
-    return i_less(below, vi(0), one)
+    """``one`` where u (1 + e) < 65536, u = draw + 1/2: a draw below 1 / (1 + e) without a division."""
+    u = fsub(from_bits(ior(draw, vi(_FLOAT_BITS))), vf(_FLOAT_HALF))
+    return f_less(fma(u, e, u), vf(_RANGE16), one)
 
 
 @inline

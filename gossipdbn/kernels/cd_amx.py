@@ -12,6 +12,7 @@ import numpy as np
 
 from gossipdbn.kernels.amx import kstep_bu, kstep_bu_half, kstep_ub, kstep_ub_half, store4, zero4
 from gossipdbn.kernels.cd_epilogue import hidden_quad, update_quad, visible_quad
+from gossipdbn.kernels.cd_panels import visible_out
 from gossipdbn.kernels.tiers import device, inline
 from gossipdbn.kernels.vectors import (
     iadd,
@@ -89,13 +90,12 @@ def _unpack_unit(u, hi, lo, v, out, vp, hp):
     source = (lo if low else hi) + ((h * 4) * (vp >> 2) + (v >> 2) + q) * 64
     step = (vp >> 2) * 64
     d = out + low * 16 * hp + q * 4 * hp + h * 64
-    transpose_bytes4(source, step, d, hp)
+    transpose_bytes4(source, step, d, hp, 0)
     prefetch(source + 256)
 
 
 @inline
-def _visible_unit(u, c, v, g, scale, nb, v1t, negative, x, words, counts, keys, keys_stride, x_scale, measure, rows,
-                  bp):
+def _visible_unit(u, c, v, g, scale, nb, x, words, counts, keys, keys_stride, x_scale, measure, rows, bp):
     """Unit ``u`` of 8 of a block of 16 visibles x 32 rows; returns the measured error."""
     n = g + (u >> 2)
     y = v + (u & 3) * 4
@@ -104,20 +104,11 @@ def _visible_unit(u, c, v, g, scale, nb, v1t, negative, x, words, counts, keys, 
     o = c + (u >> 2) * 1024 + (u & 3) * 256
     at = y * bp + n * 16
     word, error = visible_quad(o, o + 2048, 64, scale, nb, y, n * 16, rows, loadi(keys + n * 64),
-                               loadi(keys + keys_stride + n * 64), negative, v1t + at, bp, x + at, measure, x_scale)
+                               loadi(keys + keys_stride + n * 64), x + at, bp, measure, x_scale)
     storei(words + (n * 16 + ((y & 63) >> 2)) * 64, word)
     s = counts + (y >> 2) * 64
     storei(s, iadd(loadi(s), word))
     return error
-
-
-@inline
-def _rows_out(v, words, v1, c, rows, vp):
-    """Words of quads of 64 visibles -> rows of bytes."""
-    for g in range((rows + 15) >> 4):
-        transpose16(words + g * 1024, c)
-        for i in range(16):
-            storei(v1 + (g * 16 + i) * vp + (v & -64), loadi(c + i * 64))
 
 
 @device
@@ -126,7 +117,6 @@ def pass_visible(hi, lo, planes, states, nb, v1, v1t, negative, x, words, counts
     """As `cd_panels.pass_visible`."""
     error = np.int64(0)
     groups = (rows + 15) >> 4
-    neg = vi(negative)
     steps = hp >> 6
     units = 8 * steps  # of unpacking: two planes, four quads
     blocks = (groups + 1) >> 1
@@ -158,8 +148,8 @@ def pass_visible(hi, lo, planes, states, nb, v1, v1t, negative, x, words, counts
                     kstep_bu_half(a + k * 64, a + 16 * hp + k * 64, hp, b)
             until = ((k + 1) * 8) // steps if j > 0 else 0
             while u < until:
-                error += _visible_unit(u, before, pv, pg, scale, nb, v1t, neg, x, words, counts, keys, keys_stride,
-                                       x_scale, measure, rows, bp)
+                error += _visible_unit(u, before, pv, pg, scale, nb, x, words, counts, keys, keys_stride, x_scale,
+                                       measure, rows, bp)
                 u += 1
             if v + 16 < visible:
                 until = (units * ((j % blocks) * steps + k + 1)) // (blocks * steps)
@@ -167,25 +157,25 @@ def pass_visible(hi, lo, planes, states, nb, v1, v1t, negative, x, words, counts
                     _unpack_unit(w, hi, lo, v + 16, following, vp, hp)
                     w += 1
         if pg + 2 >= groups and pv & 63 == 48 and j > 0:
-            _rows_out(pv, words, v1, before, rows, vp)
+            visible_out(pv & -64, words, v1, v1t, negative, before, rows, vp, bp)
         store4(c + (j & 1) * 4096)
     if pv & 63 != 48:  # the last, incomplete, 64 visibles: words of earlier ones must not show
         for q in range(((pv & 63) >> 2) + 4, 16):
             for g in range(groups):
                 storei(words + (g * 16 + q) * 64, vi(0))
-        _rows_out(pv, words, v1, c, rows, vp)
+        visible_out(pv & -64, words, v1, v1t, negative, c, rows, vp, bp)
     return error
 
 
 @inline
 def _update_unit(u, c, v, n, master, speed, hi, lo, mu_neg, dv_neg, dh, lam, db, da, scale, momentum, decay, l1,
                  visible, vp):
-    """Unit ``u`` of 16 of a block of 32 visibles x 32 hiddens."""
-    y = v + (u >> 3) * 16 + (u & 3) * 4
+    """Unit ``u`` of 16 of a block of 32 visibles x 32 hiddens: one group of hiddens, then the other."""
+    y = v + (u & 7) * 4
     if y < visible:
-        g = n + ((u >> 2) & 1)
+        g = n + (u >> 3)
         m = g * vp + y
-        o = c + (u >> 2) * 1024 + (u & 3) * 256
+        o = c + (u & 4) * 512 + (u >> 3) * 1024 + (u & 3) * 256
         prefetch(master + m * 64 + 2048)
         prefetch(master + m * 64 + 2112)
         prefetch(master + m * 64 + 2176)

@@ -101,8 +101,8 @@ def hidden_quad(hi, lo, stride, scale, nb, row, rows, column, keys, keys_stride,
 
 
 @inline
-def visible_quad(hi, lo, stride, scale, nb, v, row, rows, k0, k1, negative, transposed, t_stride, x, measure, x_scale):
-    """Four visibles x 16 rows: draws, transposed as 0 / -xs and as one word of quads; and the error, if measured."""
+def visible_quad(hi, lo, stride, scale, nb, v, row, rows, k0, k1, x, x_stride, measure, x_scale):
+    """Four visibles x 16 rows: draws as one word of quads; and the summed error, if measured."""
     word = vi(0)
     error = vi(0)
     one = vi(1)
@@ -115,10 +115,9 @@ def visible_quad(hi, lo, stride, scale, nb, v, row, rows, k0, k1, negative, tran
             o = (i + j) * stride
             e = exp2(preactivation(loadi(hi + o), loadi(lo + o), scale, at(nb, v + i + j)))
             drawn = iand(bernoulli_of_exp(high16(h) if j else low16(h), e, one), valid)
-            store8(transposed + (i + j) * t_stride, iand(isub(vi(0), drawn), negative))
             word = ior(word, shl(drawn, 8 * (i + j)))
             if measure:
-                d = fma(to_float(load8u(x + (i + j) * t_stride)), vf(f4(-x_scale)), sigmoid_of_exp(e))
+                d = fma(to_float(load8u(x + (i + j) * x_stride)), vf(f4(-x_scale)), sigmoid_of_exp(e))
                 square = isub(bits(fma(fmul(d, d), vf(_ERROR_UNIT), vf(ROUND))), vi(ROUND_BITS))
                 error = iadd(error, iand(square, valid))
     return word, isum(error) if measure else np.int64(0)

@@ -20,6 +20,7 @@ A quad of four bytes is what one VNNI lane or one AMX column multiplies; 16 quad
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,7 @@ ROWS_MAX = 4080
  ADDRESSES) = range(37)
 
 AnyArray = NDArray[np.generic]
+_COLOURS = itertools.cycle(range(64))
 
 
 def padded(n: int) -> int:
@@ -48,10 +50,13 @@ def padded(n: int) -> int:
 
 
 def aligned(shape: tuple[int, ...], dtype: type[np.generic]) -> AnyArray:
-    """Zeros that start on a 64-byte line, with a line of slack behind."""
+    """Zeros that start on a 64-byte line, with a line of slack behind.
+
+    Successive arrays start at different places within a page: equal ones would make loads wait for unrelated stores.
+    """
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    raw = np.zeros(size + 128, np.uint8)
-    start = -raw.ctypes.data % 64
+    raw = np.zeros(size + 4096 + 128, np.uint8)
+    start = (next(_COLOURS) * 832 - raw.ctypes.data) % 4096
     return raw[start : start + size].view(dtype).reshape(shape)
 
 

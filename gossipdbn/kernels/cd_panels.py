@@ -20,10 +20,10 @@ from gossipdbn.kernels.vectors import (
     loadi,
     poke,
     shr,
-    store8,
     storef,
     storei,
     transpose16,
+    transpose_bytes4,
     vf,
     vi,
 )
@@ -62,15 +62,24 @@ def panel_hidden(panel, x, hi, lo, scale, nb, p_out, states, samples, sums, keys
 @inline
 def unpack_rows(plane, v, out, vp, hp):
     """Sixteen visible rows of one plane, from quads of four rows to rows of bytes."""
-    for h in range(hp >> 4):
-        source = plane + (h * (vp >> 2) + (v >> 2)) * 64
+    step = (vp >> 2) * 64
+    for h in range(hp >> 6):
         for k in range(4):
-            x = loadi(source + k * 64)
-            d = out + 4 * k * hp + h * 16
-            store8(d, x)
-            store8(d + hp, shr(x, 8))
-            store8(d + 2 * hp, shr(x, 16))
-            store8(d + 3 * hp, shr(x, 24))
+            source = plane + h * 4 * step + ((v >> 2) + k) * 64
+            transpose_bytes4(source, step, out + 4 * k * hp + h * 64, hp, 0)
+
+
+@device
+def visible_out(v, words, v1, v1t, negative, c, rows, vp, bp):
+    """Words of quads of 64 visibles to rows of bytes in ``v1``, and transposed, 1 as ``negative``, in ``v1t``."""
+    groups = (rows + 15) >> 4
+    for g in range(groups):
+        transpose16(words + g * 1024, c)
+        for i in range(16):
+            storei(v1 + (g * 16 + i) * vp + v, loadi(c + i * 64))
+    for g in range(0, groups, 4):
+        for q in range(16):
+            transpose_bytes4(words + (g * 16 + q) * 64, 1024, v1t + (v + 4 * q) * bp + g * 16, bp, negative)
 
 
 @device
@@ -79,7 +88,6 @@ def pass_visible(hi, lo, planes, states, nb, v1, v1t, negative, x, words, counts
     """Draw the visibles given the states; returns the summed squared error in units 1/1024 when it is measured."""
     error = np.int64(0)
     groups = (rows + 15) >> 4
-    neg = vi(negative)
     zero = vi(0)
     for v in range(0, visible, 16):
         if v & 63 == 0:
@@ -107,17 +115,14 @@ def pass_visible(hi, lo, planes, states, nb, v1, v1t, negative, x, words, counts
                         y = v + m + i
                         o = c + i * 128 + n * 64
                         at = y * bp + (g + n) * 16
-                        word, e = visible_quad(o, o + 1024, 128, scale, nb, y, (g + n) * 16, rows, k0, k1, neg,
-                                               v1t + at, bp, x + at, measure, x_scale)
+                        word, e = visible_quad(o, o + 1024, 128, scale, nb, y, (g + n) * 16, rows, k0, k1, x + at, bp,
+                                               measure, x_scale)
                         error += e
                         storei(words + ((g + n) * 16 + ((y & 63) >> 2)) * 64, word)
                         s = counts + (y >> 2) * 64
                         storei(s, iadd(loadi(s), word))
         if v & 63 == 48 or v + 16 >= visible:
-            for g in range(groups):
-                transpose16(words + g * 1024, c)
-                for i in range(16):
-                    storei(v1 + (g * 16 + i) * vp + (v & -64), loadi(c + i * 64))
+            visible_out(v & -64, words, v1, v1t, negative, c, rows, vp, bp)
     return error
 
 

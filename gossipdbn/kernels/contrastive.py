@@ -36,17 +36,15 @@ from gossipdbn.kernels.vectors import (
     imul,
     isub,
     load8u,
-    load128,
     loadf,
     loadi,
     poke,
-    shr,
-    store8,
     storef,
     storei,
     to_float,
     to_int,
     transpose16,
+    transpose_bytes4,
     vf,
     vi,
 )
@@ -103,20 +101,17 @@ def load_rows(values, first, rows, x_array, slot, x, xt, sums, scratch, visible,
             x_array[slot, r, v] = values[first + r, v]
     for v in range(0, visible, 16):
         total = vi(0)
-        for r in range(0, rows, 16):
-            for i in range(16):
-                if r + i < rows:
-                    at = x + (r + i) * vp + v
-                    storei(scratch + i * 64, load128(at))
-                    total = iadd(total, load8u(at))
-                else:
-                    storei(scratch + i * 64, vi(0))
-            transpose16(scratch, scratch)
-            for q in range(4):
-                w = loadi(scratch + q * 64)
-                for j in range(4):
-                    store8(xt + (v + 4 * q + j) * bp + r, shr(w, 8 * j))
+        for r in range(rows):
+            total = iadd(total, load8u(x + r * vp + v))
         storei(sums + v * 4, total)
+    for v in range(0, visible, 64):
+        for g in range(0, (rows + 15) >> 4, 4):
+            for n in range(4):
+                for i in range(16):  # rows behind the last are zeros
+                    storei(scratch + n * 1024 + i * 64, loadi(x + ((g + n) * 16 + i) * vp + v))
+                transpose16(scratch + n * 1024, scratch + n * 1024)
+            for q in range(16):
+                transpose_bytes4(scratch + q * 64, 1024, xt + (v + 4 * q) * bp + g * 16, bp, 0)
 
 
 @inline

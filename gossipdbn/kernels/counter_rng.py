@@ -5,8 +5,8 @@ minibatch gets two 32-bit keys by splitmix64, and each draw hashes its column be
 depend neither on batching nor on threads, tiers or hosting, and a snapshot holds only counters.
 
 Scalar functions live here; :mod:`gossipdbn.kernels.activation` has the same 32-bit hash for 16 lanes.
-The 64-bit mixer is splitmix64 (Steele, Lea, Flood, OOPSLA 2014), the 32-bit one Wellons' lowbias32 with a second key
-added between its two multiplications.
+The 64-bit mixer is splitmix64 (Steele, Lea, Flood, OOPSLA 2014), the 32-bit one follows Wellons' lowbias32:
+the first key takes the place of its first shift, the second is added between its two multiplications.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ def child64(key, i):  # type: ignore[no-untyped-def]
 def hash32(counter, k0, k1):  # type: ignore[no-untyped-def]
     """32 random bits (uint32) of a counter between two keys (all uint32)."""
     x = np.uint32(counter ^ k0)
-    x = np.uint32(x ^ (x >> np.uint32(16)))
     x = np.uint32(x * np.uint32(0x7FEB352D))
     x = np.uint32(x ^ (x >> np.uint32(15)))
     x = np.uint32(x ^ k1)

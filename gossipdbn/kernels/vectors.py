@@ -499,15 +499,18 @@ def transpose16(tc, source, target):
     return types.void(_I64T, _I64T), code
 
 
-@intrinsic
-def transpose_bytes4(tc, source, source_step, target, target_step):
+@intrinsic(prefer_literal=True)
+def transpose_bytes4(tc, source, source_step, target, target_step, factor):
     """Four vectors of 16 quads, ``source_step`` apart, to four rows of 64 bytes, ``target_step`` apart.
 
-    Byte j of quad i of vector g becomes byte 16 g + i of row j.
+    Byte j of quad i of vector g becomes byte 16 g + i of row j. With ``factor`` 0 bytes stay as they are; otherwise
+    they must be 0 or 1 and become 0 or ``factor``.
     """
 
     def code(context, b, sig, args):
         wide = ir.VectorType(_I8, 64)
+        scaled = getattr(sig.args[4], "literal_value", None) != 0
+        splat = _splat(b, b.trunc(args[4], _I8), wide) if scaled else None
         inner = ir.Constant(ir.VectorType(_I, 64), [4 * (i % 16) + i // 16 for i in range(64)])
         groups = []
         for g in range(4):
@@ -525,8 +528,11 @@ def transpose_bytes4(tc, source, source_step, target, target_step):
         for r in range(4):
             x, y = parts[r // 2]
             row = b.shuffle_vector(x, y, second if r & 1 else first)
+            if scaled:
+                row = b.bitcast(b.and_(b.sub(ir.Constant(wide, [0] * 64), b.bitcast(row, wide)), splat), _VI)
             s = b.store(row, _at(b, b.add(args[2], b.mul(args[3], ir.Constant(_I64, r))), _VI))
             s.align = 4
         return context.get_dummy_value()
 
-    return types.void(_I64T, _I64T, _I64T, _I64T), code
+    kind = factor if getattr(factor, "literal_value", None) == 0 else _I64T
+    return types.void(_I64T, _I64T, _I64T, _I64T, kind), code
