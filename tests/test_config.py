@@ -44,7 +44,7 @@ def test_defaults_are_the_measured_recipe() -> None:
     layer = PhaseSpec("cd", epochs=5, batch=100, tau=10, lr=0.05, lr_final=0.05)
     assert found.phases[:2] == (layer, dataclasses.replace(layer, layer=1))
     last = found.phases[2]
-    assert (last.learner, last.epochs, last.batch, last.optimizer) == ("backprop", 12, 50, "adam")
+    assert (last.learner, last.epochs, last.batch, last.tau, last.optimizer) == ("backprop", 20, 50, 5, "adam")
     assert (last.lr, last.lr_final) == (0.001, 0.0)
     assert len(found.phases) == 3 and found.warnings() == ()
 

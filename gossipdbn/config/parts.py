@@ -90,10 +90,15 @@ class TrainPart:
     )
     max_norm: float = setting(0.0, "Largest norm of a hidden unit's weights; 0 = no bound.", low=0.0, high=1e6)
     fine_tune_epochs: int = setting(
-        12, "Passes of backprop through the whole stack (with classes only); 0 = none.", low=0, high=100_000
+        20, "Passes of backprop through the whole stack (with classes only); 0 = none.", low=0, high=100_000
     )
     fine_tune_batch: int = setting(50, "Rows per minibatch of backprop.", low=1, high=65_536)
-    fine_tune_tau: int = setting(10, "Minibatches between two updates in backprop.", low=1, high=1000)
+    fine_tune_tau: int = setting(
+        5,
+        "Minibatches between two updates in backprop; here staleness costs more than in the layers.",
+        low=1,
+        high=1000,
+    )
     fine_tune_lr: float = setting(0.001, "Learning rate of backprop at its start.", above=0.0, high=10.0)
     fine_tune_lr_final: float = setting(
         0.0, "Learning rate of backprop at its end, reached linearly.", low=0.0, high=10.0
@@ -137,7 +142,7 @@ class ExchangePart:
         "ternary: about 1/45 of the bytes of float32, what is left behind is carried on; int8; exact: every bit.",
     )
     e_max: int = setting(
-        1, "Largest scale exponent: no single code moves a weight by more than 2^e_max.", low=-24, high=6
+        1, "Largest scale exponent: no single code moves a weight by more than 2^e_max.", low=-17, high=6
     )
     inline_bytes: int = setting(
         524_288,
