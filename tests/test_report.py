@@ -17,7 +17,6 @@ from gossipdbn.models.spec import ModelSpec, PhaseSpec, parameter_count
 from gossipdbn.report import images
 from gossipdbn.report.page import CurvePoint, LedgerSummary, RunReport, Turn, render, write_page
 from gossipdbn.report.status import RunView, SlotView, StatusDisplay, count, duration, remaining_s, render_line
-from gossipdbn.report.summary import summary_lines
 from gossipdbn.report.svg import ticks
 
 VIEW = RunView(
@@ -215,16 +214,6 @@ def test_ticks_are_round_and_inside(low: float, high: float) -> None:
     assert seen and all(low - 1e-9 <= t <= high + 1e-9 for t in seen) and len(seen) <= 11
 
 
-def test_the_last_lines_tell_the_result_and_what_to_try() -> None:
-    text = "\n".join(summary_lines(_report(), "runs/report.html"))
-    for part in ("1.25 %", "1 of 80 rows", "16-8-6-3", "equal, digest ab12", "exact: 80,000 of 80,000"):
-        assert part in text
-    for part in ("runs/m.safetensors", "runs/report.html", "    gossipdbn show <run>"):
-        assert part in text
-    text = "\n".join(summary_lines(_report(digests=(("a", "1"), ("b", "2")), test_error=None, ledger=None)))
-    assert "DIFFER: a 1, b 2" in text and "test error" not in text and "ledger" not in text
-
-
 @pytest.mark.parametrize(
     ("ledger", "text"),
     [
@@ -241,4 +230,3 @@ def test_the_books_say_what_the_ledger_says(ledger: LedgerSummary, text: str) ->
 def test_a_stated_total_is_not_counted_twice() -> None:
     report = _report(wall_seconds=(("feed", 2.0), ("training", 8.0), ("total", 11.0)))
     assert "<dd>11 s" in render(report)
-    assert any(line.startswith("time          11 s") for line in summary_lines(report))
