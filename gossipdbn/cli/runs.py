@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,6 +44,13 @@ KafkaOption = Annotated[
 ParentOption = Annotated[int, typer.Option("--with-parent", hidden=True)]
 
 
+class Placement(enum.StrEnum):
+    """Where the workers of ``train`` run."""
+
+    LOCAL = "local"
+    SPARK = "spark"
+
+
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
     for command in (train, worker, feed, runs, show, status, stop):
@@ -58,11 +67,11 @@ def _log_lines() -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
 
 
-def _kafka(settings: list[str] | None) -> dict[str, str]:
+def _pairs(option: str, settings: list[str] | None) -> dict[str, str]:
     pairs = [s.partition("=") for s in settings or []]
     for key, equals, _ in pairs:
         if not equals:
-            raise ConfigError(f"--kafka {key}: needed is KEY=VALUE")
+            raise ConfigError(f"{option} {key}: needed is KEY=VALUE")
     return {key: value for key, _, value in pairs}
 
 
@@ -92,7 +101,17 @@ def train(
         ),
     ] = None,
     resume: Annotated[str, typer.Option("--resume", metavar="RUN", help="Go on with a run that was stopped.")] = "",
-    master: Annotated[str, typer.Option("--master", help="Spark master of the feed.")] = "local[*]",
+    master: Annotated[
+        str, typer.Option("--master", help="Spark master of the feed; with --placement spark, of the workers.")
+    ] = "local[*]",
+    placement: Annotated[
+        Placement, typer.Option("--placement", help="Where workers run: processes here, or tasks of Spark.")
+    ] = Placement.LOCAL,
+    spark_conf: Annotated[
+        list[str] | None,
+        typer.Option("--spark-conf", metavar="KEY=VALUE", help="Spark setting for placed workers; may be repeated."),
+    ] = None,
+    ship: Annotated[bool, typer.Option("--ship", help="Give this package to the executors (--py-files).")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a live table.")] = False,
     json: JsonOption = None,
 ) -> None:
@@ -109,8 +128,11 @@ def train(
 
         gossipdbn train my.toml --bootstrap kafka1:9092 --workers 4 --json result.json
 
+        gossipdbn train my.toml --bootstrap kafka1:9092 --placement spark --master spark://head:7077 --workers 16
+
         gossipdbn train --resume mnist-20250101-120000
     """
+    from gossipdbn.launch.placing import PlacementOptions
     from gossipdbn.launch.train import TrainOptions, load_remembered
     from gossipdbn.launch.train import train as run_training
     from gossipdbn.report.status import StatusDisplay
@@ -126,6 +148,9 @@ def train(
     for warning in settings.warnings():
         notice(f"warning: {warning}")
     options = TrainOptions(where, path, bootstrap, resume, workers, master)
+    if placement is Placement.SPARK:
+        placed = PlacementOptions(master, tuple(sorted(_pairs("--spark-conf", spark_conf).items())), ship)
+        options = replace(options, spark_master="local[*]", placement=placed)
     with (
         stop_on_signals() as asked,
         StatusDisplay(sys.stderr if str(json) == "-" else None, plain=plain or None) as view,
@@ -201,7 +226,7 @@ def worker(
     address = bootstrap or _running(home_of(home), run)
     spec = WorkerSpec(
         run, address, name or f"{os.uname().nodename}-{os.getpid()}", prefix, store, key_id, _keys(key_file, key_id),
-        _kafka(kafka),
+        _pairs("--kafka", kafka),
     )  # fmt: skip
     with stop_on_signals() as asked:
         result = run_worker(spec, asked)

@@ -26,10 +26,12 @@ from gossipdbn.embedded import broker as embedded
 from gossipdbn.errors import ConfigError, DataError, GossipDbnError
 from gossipdbn.launch.children import Child, tail, words
 from gossipdbn.launch.follow import Follower
+from gossipdbn.launch.placing import PlacedWorkers, PlacementOptions
 from gossipdbn.launch.result import TrainResult, finish
 from gossipdbn.launch.runs import build_manifest, create_run, new_run_id, request_stop, resume_run
 from gossipdbn.report.status import RunState, StatusDisplay
 from gossipdbn.spark.feed import fit_source_schema
+from gossipdbn.spark.placement import WorkerOrder
 from gossipdbn.wire.envelope import Keyring
 from gossipdbn.worker.control import Control, load_control
 from gossipdbn.worker.process import run_settings
@@ -46,6 +48,7 @@ class TrainOptions:
 
     ``resume``: run id to go on with. ``bootstrap``: a cluster other than the configuration's. ``workers``: None = as
     configured. ``config_path``: the configuration's file, for the feed. ``spark_master``: for the feed.
+    ``placement``: workers on Spark executors; None = processes here.
     """
 
     home: Home
@@ -55,6 +58,7 @@ class TrainOptions:
     workers: int | None = None
     spark_master: str = "local[*]"
     restart_workers: bool = True
+    placement: PlacementOptions | None = None
 
 
 @dataclass(slots=True)
@@ -74,6 +78,7 @@ class Session:
     wall: dict[str, float] = field(default_factory=dict)
     feed_again_s: float | None = None
     first_update_s: float | None = None
+    placed: PlacedWorkers | None = None
 
 
 def kafka_of(config: RunConfig) -> dict[str, str]:
@@ -173,14 +178,19 @@ def _run(s: Session, stop: threading.Event) -> TrainResult:
         if any(r is None for r in follower.rows.values()):
             _child(s, "feed", _feed_arguments(s)).start()
         workers = s.options.workers if s.options.workers is not None else s.config.run.workers
-        for i in range(1, workers + 1):
-            _child(s, f"w{i}", _worker_arguments(s, f"w{i}")).start()
+        if s.options.placement is not None:
+            s.placed = _place(s, s.options.placement, max(1, workers))
+        else:
+            for i in range(1, workers + 1):
+                _child(s, f"w{i}", _worker_arguments(s, f"w{i}")).start()
         stopped = _watch(s, follower, stop)
         if stopped:
             _stop_all(s, follower)
         else:
             for child in s.children.values():
                 child.wait(STOP_S)
+            if s.placed is not None:
+                s.placed.wait(STOP_S)
         follower.catch_up(time.monotonic())
         s.wall["total_before_result"] = time.monotonic() - s.started_s
         return finish(
@@ -189,6 +199,20 @@ def _run(s: Session, stop: threading.Event) -> TrainResult:
         )  # fmt: skip
     finally:
         follower.close()
+
+
+def _place(s: Session, options: PlacementOptions, workers: int) -> PlacedWorkers:
+    c = s.config
+    store = str(run_settings(_manifest(s))["store"])
+    if "://" not in store:
+        s.display.say(
+            f"snapshots go to the folder {store}: every executor must reach it, or use an hdfs:// or s3:// store"
+        )
+    order = WorkerOrder(
+        s.control.run, s.bootstrap, prefix=c.broker.prefix, key_file=c.security.key_file, key_id=c.security.key_id,
+        kafka=dict(c.broker.options),
+    )  # fmt: skip
+    return PlacedWorkers(options, order, workers, s.folder.path, s.display.say)
 
 
 def _manifest(s: Session) -> Manifest:
@@ -237,10 +261,16 @@ def _watch(s: Session, follower: Follower, stop: threading.Event) -> bool:
             s.first_update_s = now - s.started_s
             s.wall["first_update"] = s.first_update_s
         _look_after(s, now)
+        if s.placed is not None and s.placed.done:
+            follower.catch_up(now)
+            if not follower.finished and not s.control.stop:
+                why = s.placed.failure or "they left before the end"
+                raise GossipDbnError(f"the workers on Spark are gone: {why}")
         if follower.rows and any(r is None for r in follower.rows.values()) and "feed" not in _alive(s):
             follower.summary()
         state: RunState = "training" if follower.ledger.updates else "feeding"
         alive = tuple(f"{n} ({c.pid})" for n, c in s.children.items() if n != "feed" and c.alive)
+        alive += ("on Spark",) if s.placed is not None and not s.placed.done else ()
         s.display.show(follower.view(state, now - s.started_s, now, alive, _waits(s, follower)))
     s.wall["training"] = time.monotonic() - training_from
     return False
@@ -306,11 +336,17 @@ def _stop_all(s: Session, follower: Follower) -> None:
     for child in s.children.values():
         child.terminate()
     deadline = time.monotonic() + STOP_S
-    while any(c.alive for c in s.children.values()) and time.monotonic() < deadline:
+    while _any_left(s) and time.monotonic() < deadline:
         follower.poll(0.2, time.monotonic())
 
 
+def _any_left(s: Session) -> bool:
+    return any(c.alive for c in s.children.values()) or (s.placed is not None and not s.placed.done)
+
+
 def _end_children(s: Session) -> None:
+    if s.placed is not None:
+        s.placed.close()
     for child in s.children.values():
         child.terminate()
     for child in s.children.values():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,3 +153,42 @@ def test_a_worker_that_cannot_work_says_why_and_is_not_started_again(gossip_run,
     placed = place_workers(spark, WorkerOrder("no-such-run", run.bootstrap), 1)
     assert placed.wait(60)
     assert "there is no run" in placed.failure
+
+
+CONFIG = """
+[run]
+name = "placed"
+workers = 2
+[source]
+kind = "csv"
+path = "rows.csv"
+[model]
+hidden = [12, 8]
+[train]
+epochs = 8
+batch = 50
+tau = 4
+"""
+
+
+def test_train_places_its_workers_on_a_cluster_ships_the_package_and_ends_with_a_model(
+    gossip_broker: str, standalone: str, home: Path, tmp_path: Path
+) -> None:
+    values = np.random.default_rng(1).random((3000, 8))
+    header = ",".join(f"c{i}" for i in range(8))
+    np.savetxt(tmp_path / "rows.csv", values, "%.4f", ",", header=header, comments="")
+    (tmp_path / "run.toml").write_text(CONFIG)
+    result = tmp_path / "result.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "gossipdbn", "train", tmp_path / "run.toml", "--bootstrap", gossip_broker, "--plain",
+         "--placement", "spark", "--master", standalone, "--spark-conf", "spark.executor.memory=512m", "--ship",
+         "--json", result],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts = json.loads(result.read_text())
+    assert facts["state"] == "finished"
+    assert facts["ledger"]["exact"]
+    assert len(facts["digests"]) == 3
+    assert len(set(facts["digests"].values())) == 1
+    assert all(name.startswith("spark-") for name in facts["digests"] if name != "log")
