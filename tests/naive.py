@@ -118,7 +118,9 @@ def flush(x: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(np.abs(x) < f4(2.0**-60), f4(0), x)
 
 
-def chain(a: NDArray[np.float32], b: NDArray[np.float32], start: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+def chain(
+    a: NDArray[np.float32], b: NDArray[np.float32], start: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
     """a @ b with one fma chain per output in the order of k."""
     out = np.zeros((a.shape[0], b.shape[1]), f4) if start is None else start
     for k in range(a.shape[1]):

@@ -1,4 +1,4 @@
-"""Slow, obvious twins of the learners: contrastive divergence (integer and float32) and backprop, minibatch by minibatch.
+"""Slow, obvious twins of the learners: contrastive divergence (integer and float32) and backprop, by minibatch.
 
 Arrays are plain [visible, hidden]; what the kernels keep in panels is only permuted. Float sums follow the order that
 the numerics version fixes.
@@ -15,7 +15,6 @@ from tests.naive import (
     NEG_LOG2E,
     below,
     below_of_exp,
-    chain,
     chain64,
     child64,
     draws,
@@ -24,7 +23,6 @@ from tests.naive import (
     flush,
     fma,
     reciprocal,
-    sigmoid,
 )
 
 Floats = NDArray[np.float32]

@@ -17,7 +17,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from gossipdbn.kernels.tiers import inline
-from gossipdbn.kernels.vectors import addr, function
+from gossipdbn.kernels.vectors import function
 
 _I8, _I64 = ir.IntType(8), ir.IntType(64)
 _PTR = _I8.as_pointer()

@@ -176,7 +176,7 @@ def _walk_exact(data: bytes, n: int, use: int, acc: Ints, base: int) -> int:
     if len(data) != 4 * n:
         raise ValueError(f"exact update of {len(data)} bytes for {n} values; expected {4 * n}")
     values = np.frombuffer(data, "<i4")
-    if n and not (-RESIDUAL_MAX <= int(values.min()) and int(values.max()) <= RESIDUAL_MAX):
+    if n and not (int(values.min()) >= -RESIDUAL_MAX and int(values.max()) <= RESIDUAL_MAX):
         raise ValueError("exact update holds a value beyond +-2**30")
     if use == ADD:
         np.add(acc, values, out=acc)

@@ -17,7 +17,6 @@ from gossipdbn.kernels.vectors import (
     iabs,
     ihighest,
     imax,
-    isub,
     leading_zeros,
     loadi,
     mask_less,
@@ -47,6 +46,7 @@ _ONE, _S32 = np.uint64(1), np.uint64(32)
 
 @kernel
 def fold_residual(residual, now, start, factor):
+    """Add ``rint((now - start) * factor)`` to the residual, saturating at +-2**30."""
     for i in range(residual.size):
         d = np.int32(np.int64(now[i]) - np.int64(start[i]))
         q = np.int64((np.float64(d) * factor + _ROUND) - _ROUND)
@@ -62,6 +62,7 @@ def weight_of(i):
 
 @kernel
 def digest_words(acc, base):
+    """Digest of int32 values whose first has global index ``base``."""
     total = np.uint64(0)
     for i in range(acc.size):
         total += np.uint64(np.int64(acc[i])) * weight_of(np.uint64(base + i))
@@ -70,6 +71,7 @@ def digest_words(acc, base):
 
 @kernel
 def largest(acc):
+    """Largest absolute value."""
     high = np.int64(0)
     for i in range(acc.size):
         high = max(high, abs(np.int64(acc[i])))
@@ -416,6 +418,7 @@ def _read_gaps(data, p, n, cols, kinds, use, acc, base):
 
 @kernel
 def encode_int8(residual, rows, cols, shift_max, out):
+    """Write scales, then codes, of int32 [rows, cols] to ``out``; what is not encoded stays in ``residual``."""
     for r in range(rows):
         m = np.int64(0)
         for i in range(r * cols, (r + 1) * cols):
@@ -437,6 +440,7 @@ def encode_int8(residual, rows, cols, shift_max, out):
 
 @kernel
 def walk_int8(data, rows, cols, shift_max, use, acc, base):
+    """Check an int8 encoding, and add it to ``acc`` or sum its digest, as ``use`` says: (status, digest)."""
     total = np.uint64(0)
     for r in range(rows):
         shift = np.int64(data[r])

@@ -378,6 +378,8 @@ def iota(tc):
 
 @intrinsic
 def iabs(tc, x):
+    """Absolute values of int32 lanes; the least value stays itself."""
+
     def code(context, b, sig, args):
         return b.call(function(b, "llvm.abs.v16i32", ir.FunctionType(_VI, [_VI, _I1])), [args[0], ir.Constant(_I1, 0)])
 
@@ -521,9 +523,10 @@ def transpose_bytes4(tc, source, source_step, target, target_step, factor):
         high = ir.Constant(_VI, [8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31])
         first = ir.Constant(_VI, [*range(8), *range(16, 24)])
         second = ir.Constant(_VI, [*range(8, 16), *range(24, 32)])
-        parts = []
-        for index in (low, high):
-            parts.append((b.shuffle_vector(groups[0], groups[1], index), b.shuffle_vector(groups[2], groups[3], index)))
+        parts = [
+            (b.shuffle_vector(groups[0], groups[1], index), b.shuffle_vector(groups[2], groups[3], index))
+            for index in (low, high)
+        ]
         # parts[0] holds rows 0 and 1 as [g0 r0, g1 r0, g0 r1, g1 r1]; parts[1] rows 2 and 3
         for r in range(4):
             x, y = parts[r // 2]

@@ -57,7 +57,8 @@ class RoundContext:
 @dataclass(frozen=True, slots=True)
 class RoundStats:
     """What a round saw: rows; mean squared reconstruction error per row (of the last minibatch, hidden states drawn,
-    visible means); mean cross-entropy and number of right answers where there are labels; minibatches."""
+    visible means); mean cross-entropy and number of right answers where there are labels; minibatches.
+    """
 
     rows: int
     reconstruction_error: float
