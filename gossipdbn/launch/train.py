@@ -263,7 +263,7 @@ def _watch(s: Session, follower: Follower, stop: threading.Event) -> bool:
         _look_after(s, now)
         if s.placed is not None and s.placed.done:
             follower.catch_up(now)
-            if not follower.finished and not s.control.stop:
+            if not follower.replica.finished and not s.control.stop:
                 why = s.placed.failure or "they left before the end"
                 raise GossipDbnError(f"the workers on Spark are gone: {why}")
         if follower.rows and any(r is None for r in follower.rows.values()) and "feed" not in _alive(s):
