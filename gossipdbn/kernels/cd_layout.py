@@ -170,14 +170,16 @@ def refresh_quads(master, hi, lo):  # type: ignore[no-untyped-def]
 @kernel
 def load_weights(flat, visible, hidden, master, hi, lo):  # type: ignore[no-untyped-def]
     """Weights int32 [visible * hidden], row-major -> master and planes."""
-    groups = master.shape[0]
-    m, h, w = addr(master), addr(hi), addr(lo)
+    f, m, h, w = addr(flat), addr(master), addr(hi), addr(lo)
     vp = master.shape[1]
-    for g in range(groups):
+    for g in range((hidden + 15) >> 4):
         width = min(hidden - g * 16, 16)
         for v in range(visible):
-            for j in range(width):
-                master[g, v, j] = flat[v * hidden + g * 16 + j]
+            if width == 16:
+                storei(m + (g * vp + v) * 64, loadi(f + (v * hidden + g * 16) * 4))
+            else:
+                for j in range(width):
+                    master[g, v, j] = flat[v * hidden + g * 16 + j]
         for v in range(0, visible, 4):
             at = g * vp + v
             refresh_quads(m + at * 64, h + at * 16, w + at * 16)
@@ -186,8 +188,13 @@ def load_weights(flat, visible, hidden, master, hi, lo):  # type: ignore[no-unty
 @kernel
 def store_weights(flat, visible, hidden, master):  # type: ignore[no-untyped-def]
     """Master -> weights int32 [visible * hidden], row-major."""
-    for g in range(master.shape[0]):
+    f, m = addr(flat), addr(master)
+    vp = master.shape[1]
+    for g in range((hidden + 15) >> 4):
         width = min(hidden - g * 16, 16)
         for v in range(visible):
-            for j in range(width):
-                flat[v * hidden + g * 16 + j] = master[g, v, j]
+            if width == 16:
+                storei(f + (v * hidden + g * 16) * 4, loadi(m + (g * vp + v) * 64))
+            else:
+                for j in range(width):
+                    flat[v * hidden + g * 16 + j] = master[g, v, j]

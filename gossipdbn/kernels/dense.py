@@ -35,7 +35,7 @@ from gossipdbn.kernels.vectors import (
 f4 = np.float32
 UNIT = f4(2.0**-24)
 PER_UNIT = f4(2.0**24)
-_STEP = f4(2.0**30)
+_STEP = f4(2.0**29)
 LIMIT = 1 << 30
 
 
@@ -104,33 +104,51 @@ def transpose(source, s_row, target, t_row, rows, columns, scratch):
 @kernel
 def panels_from_master(flat, rows, columns, panels):
     """Weights int32 [rows * columns], units 2^-24 -> float32 panels (padding is left alone)."""
+    f, p = addr(flat), addr(panels)
+    k_rows = panels.shape[1]
     for g in range((columns + 15) >> 4):
         width = min(columns - g * 16, 16)
         for r in range(rows):
-            for j in range(width):
-                panels[g, r, j] = f4(flat[r * columns + g * 16 + j]) * UNIT
+            at = r * columns + g * 16
+            if width == 16:
+                storef(p + (g * k_rows + r) * 64, fmul(to_float(loadi(f + at * 4)), vf(UNIT)))
+            else:
+                for j in range(width):
+                    panels[g, r, j] = f4(flat[at + j]) * UNIT
 
 
 @kernel
 def master_from_panels(flat, rows, columns, panels):
     """Add to the master what the panels have gained since they were made from it, rounded, saturated at +-2^30."""
-    scratch = np.zeros((2, 16), np.float32)
-    old, new = addr(scratch), addr(scratch) + 64
-    moved = np.zeros(16, np.int32)
+    f, p = addr(flat), addr(panels)
+    k_rows = panels.shape[1]
+    tail = np.zeros(16, np.int32)
+    t = addr(tail)
     for g in range((columns + 15) >> 4):
         width = min(columns - g * 16, 16)
         for r in range(rows):
             at = r * columns + g * 16
-            for j in range(width):
-                scratch[0, j] = f4(flat[at + j]) * UNIT
-                scratch[1, j] = panels[g, r, j]
-            storei(addr(moved), gained(loadf(old), loadf(new)))
-            for j in range(width):
-                flat[at + j] = min(max(np.int64(flat[at + j]) + moved[j], -LIMIT), LIMIT)
+            now = loadf(p + (g * k_rows + r) * 64)
+            if width == 16:
+                storei(f + at * 4, moved(loadi(f + at * 4), now))
+            else:
+                for j in range(width):
+                    tail[j] = flat[at + j]
+                storei(t, moved(loadi(t), now))
+                for j in range(width):
+                    flat[at + j] = tail[j]
+
+
+@inline
+def moved(old, now):
+    """Masters moved by what their float32 values gained; |old| <= 2^30 or it is brought there."""
+    old = imin(imax(old, vi(-LIMIT)), vi(LIMIT))
+    step = gained(fmul(to_float(old), vf(UNIT)), now)
+    return imin(imax(iadd(old, step), vi(-LIMIT)), vi(LIMIT))
 
 
 @inline
 def gained(old, new):
-    """rint((new - old) * 2^24), at most +-2^30."""
+    """rint((new - old) * 2^24), at most +-2^29."""
     step = fmul(fsub(new, old), vf(PER_UNIT))
     return to_int(fmin(fmax(step, vf(f4(-_STEP))), vf(_STEP)))

@@ -13,7 +13,7 @@ from gossipdbn.kernels.activation import NEG_LOG2E, exp2, sigmoid, sigmoid_of_ex
 from gossipdbn.kernels.backprop import natural_log
 from gossipdbn.kernels.cd_epilogue import preactivation
 from gossipdbn.kernels.dense import panels_times, times_panels
-from gossipdbn.kernels.tiers import kernel
+from gossipdbn.kernels.tiers import inline, kernel
 from gossipdbn.kernels.tiles import UB, block8
 from gossipdbn.kernels.vectors import (
     addr,
@@ -48,26 +48,38 @@ def hidden_of_bytes(values, first, rows, x_array, hi, lo, nb, c_array, visible, 
     x, c = addr(x_array), addr(c_array)
     scale = f4(_PLANE_UNIT / f4(xs))
     plane, steps = (vp >> 2) * 64, (visible + 3) >> 2
-    line = np.empty(16, np.float32)
-    word = np.empty(16, np.uint8)
+    p_rows, byte_rows = np.empty((rows, hp), np.float32), np.empty((rows, hp), np.uint8)
     for n in range(0, hp >> 4, 2):
-        if n * 16 >= hidden:
-            break
+        nb0, nb1 = loadf(addr(nb) + n * 64), loadf(addr(nb) + n * 64 + 64)
         for m in range(0, rows, 8):
             block8(UB, 0, x + m * vp, vp, 4, addr(hi) + n * plane, 64, plane, steps, c, 128)
             block8(UB, 0, x + m * vp, vp, 4, addr(lo) + n * plane, 64, plane, steps, c + 1024, 128)
             for i in range(min(rows - m, 8)):
-                for half in range(2):
-                    o = c + i * 128 + half * 64
-                    b = loadf(addr(nb) + (n + half) * 64)
-                    p = sigmoid_of_exp(exp2(preactivation(loadi(o), loadi(o + 1024), scale, b)))
-                    storef(addr(line), p)
-                    store8(addr(word), unsigned8(p, vf(_127)))
-                    for j in range(min(hidden - (n + half) * 16, 16)):
-                        if p_out.shape[0]:
-                            p_out[first + m + i, (n + half) * 16 + j] = line[j]
-                        if features.shape[0]:
-                            features[first + m + i, (n + half) * 16 + j] = word[j]
+                at = (m + i) * hp + n * 16
+                o = c + i * 128
+                _reveal(o, scale, nb0, addr(p_rows) + at * 4, addr(byte_rows) + at)
+                _reveal(o + 64, scale, nb1, addr(p_rows) + at * 4 + 64, addr(byte_rows) + at + 16)
+    _copy_out(p_rows, byte_rows, first, rows, hidden, p_out, features)
+
+
+@inline
+def _reveal(sums, scale, nb, p_at, byte_at):
+    """Sixteen probabilities and features from the sums of both planes."""
+    p = sigmoid_of_exp(exp2(preactivation(loadi(sums), loadi(sums + 1024), scale, nb)))
+    storef(p_at, p)
+    store8(byte_at, unsigned8(p, vf(_127)))
+
+
+@inline
+def _copy_out(p_rows, byte_rows, first, rows, hidden, p_out, features):
+    if p_out.shape[0]:
+        for r in range(rows):
+            for j in range(hidden):
+                p_out[first + r, j] = p_rows[r, j]
+    if features.shape[0]:
+        for r in range(rows):
+            for j in range(hidden):
+                features[first + r, j] = byte_rows[r, j]
 
 
 @kernel
@@ -84,18 +96,14 @@ def hidden_of_floats(x_array, rows, panels, bias, c_array, first, hidden, p_out,
     width = c_array.shape[1]
     times_panels(addr(x_array), x_array.shape[1] * 4, 4, addr(panels), panels.shape[1], panels.shape[1],
                  addr(c_array), width * 4, rows, width // 16)
-    word = np.empty(16, np.uint8)
+    byte_rows = np.empty((rows, width), np.uint8)
     for r in range(rows):
         for g in range(0, width, 16):
             o = addr(c_array) + r * width * 4 + g * 4
             p = sigmoid(fadd(loadf(o), loadf(addr(bias) + g * 4)))
             storef(o, p)
-            store8(addr(word), unsigned8(p, vf(_127)))
-            for j in range(min(hidden - g, 16)):
-                if p_out.shape[0]:
-                    p_out[first + r, g + j] = c_array[r, g + j]
-                if features.shape[0]:
-                    features[first + r, g + j] = word[j]
+            store8(addr(byte_rows) + r * width + g, unsigned8(p, vf(_127)))
+    _copy_out(c_array, byte_rows, first, rows, hidden, p_out, features)
 
 
 @kernel

@@ -266,10 +266,10 @@ class RealSpace:
 
 
 def gained(flat: Ints, now: AnyArray) -> None:
-    """Add to masters what their float32 values have gained since they were made from them (vectors, in place)."""
-    old = flat.astype(np.float32) * dense.UNIT
-    step = np.clip((now[: flat.size] - old) * dense.PER_UNIT, np.float32(-(2.0**30)), np.float32(2.0**30))
-    moved = flat.astype(np.int64) + np.rint(step).astype(np.int64)
+    """`dense.moved` for a vector of biases, in place."""
+    old = np.clip(flat, -dense.LIMIT, dense.LIMIT)
+    step = (now[: flat.size] - old.astype(np.float32) * dense.UNIT) * dense.PER_UNIT
+    moved = old.astype(np.int64) + np.rint(np.clip(step, np.float32(-(2.0**29)), np.float32(2.0**29))).astype(np.int64)
     flat[:] = np.clip(moved, -dense.LIMIT, dense.LIMIT)
 
 
