@@ -30,13 +30,13 @@ from gossipdbn.core.values import (
     Message,
     Payload,
     Revocation,
-    Sealed,
     Undecided,
     Update,
     Version,
 )
 from gossipdbn.errors import LogError, RetentionError, SnapshotCorrupt, SnapshotError
 from gossipdbn.kernels import codec
+from gossipdbn.models.spec import parameter_count
 from gossipdbn.replay.spool import Spool
 from gossipdbn.wire.envelope import Keyring
 from gossipdbn.wire.messages import RunWire, decode_payload, payload_name
@@ -73,13 +73,17 @@ class Cut(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PartitionHistory:
-    """A partition, judged. ``undecided``: why judging stopped before the end, or ""."""
+    """A partition, judged. ``undecided``: why judging stopped before the end, or "".
+
+    ``total``: the sum of its deltas, int32 [P], if it was asked for.
+    """
 
     partition: int
     lines: tuple[Line, ...]
     cuts: tuple[Cut, ...]
     chain: chains.Chain
     undecided: str = ""
+    total: NDArray[np.int32] | None = None
 
     def updates(self) -> Iterator[Line]:
         """Accepted records that count in the version: updates, closings, revocations."""
@@ -105,20 +109,22 @@ class LoggedRun:
     manifest: Manifest
     control: Control
     keys: Keyring = field(default_factory=dict, repr=False)
+    _kept: list[NDArray[np.int32]] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def wire(self) -> RunWire:
         return RunWire(0, self.keys)
 
     def initial(self) -> NDArray[np.int32]:
-        """theta_0, int32 [P]."""
-        return rounds.initial_parameters(self.manifest, self.spool.get)
+        """theta_0, int32 [P]: a new array each time."""
+        if not self._kept:
+            self._kept.append(rounds.initial_parameters(self.manifest, self.spool.get))
+        return self._kept[0].copy()
 
     def payload(self, raw: bytes) -> Payload:
         """The payload of an accepted record, fetched if it travels by reference."""
-        decoded = self.wire.decode(raw)
-        assert isinstance(decoded, Sealed) and not isinstance(decoded.message, Claim)
-        m = decoded.message
+        m = self.wire.reopen(raw)
+        assert not isinstance(m, Claim)
         if m.payload is not None:
             return m.payload
         assert m.payload_ref is not None
@@ -152,8 +158,8 @@ def open_run(folder: Path, keys: Keyring) -> LoggedRun:
     return LoggedRun(spool, manifest, control, keys)
 
 
-def judge_partition(run: LoggedRun, partition: int) -> PartitionHistory:
-    """Fold one partition of the updates topic from its first record."""
+def judge_partition(run: LoggedRun, partition: int, add: bool = False) -> PartitionHistory:
+    """Fold one partition of the updates topic from its first record; with ``add`` its deltas too."""
     manifest, wire, topic = run.manifest, run.wire, run.spool.names.updates
     chain = chains.genesis(manifest.slots)
     first, end = run.spool.offsets(topic, partition)
@@ -161,16 +167,21 @@ def judge_partition(run: LoggedRun, partition: int) -> PartitionHistory:
         raise RetentionError(f"{topic} partition {partition} starts at offset {first}: what came before was trimmed")
     lines: list[Line] = []
     cuts = [Cut(0, chain)]
+    total = np.zeros(parameter_count(manifest.spec), np.int32) if add else None
     for record in run.spool.read(topic, partition, first, end):
         decoded = wire.decode(record.value)
         verdict = chains.judge(manifest, chain, partition, decoded)
+        payload = None
         if isinstance(verdict, Undecided) and verdict.wants is not None:
-            verdict = chains.judge(manifest, chain, partition, decoded, _fetch(run, record.value))
+            payload = _fetch(run, record.value)
+            verdict = chains.judge(manifest, chain, partition, decoded, payload)
         if isinstance(verdict, Undecided):
-            return PartitionHistory(partition, tuple(lines), tuple(cuts), chain, verdict.reason)
+            return PartitionHistory(partition, tuple(lines), tuple(cuts), chain, verdict.reason, total)
         chain = chains.fold(manifest, chain, record.value, verdict)
         accepted = isinstance(verdict, Accepted)
         m = verdict.message
+        if total is not None and accepted and isinstance(m, Update | Revocation):
+            add_payload(manifest, total, (m.payload if m.payload is not None else payload) or ())
         start = verdict.start_version if isinstance(verdict, Accepted) else None
         lines.append(
             Line(
@@ -180,7 +191,7 @@ def judge_partition(run: LoggedRun, partition: int) -> PartitionHistory:
         )  # fmt: skip
         if accepted and _empties(m) and partition < manifest.slots and not chain.closed:
             cuts.append(Cut(record.offset + 1, chain))
-    return PartitionHistory(partition, tuple(lines), tuple(cuts), chain)
+    return PartitionHistory(partition, tuple(lines), tuple(cuts), chain, "", total)
 
 
 def _fetch(run: LoggedRun, raw: bytes) -> Payload | None:

@@ -19,7 +19,7 @@ from gossipdbn.core.values import Claim, Revocation, Update, Version
 from gossipdbn.errors import ConfigError, LocalProtocolError
 from gossipdbn.kernels import codec
 from gossipdbn.models.files import Model, Provenance
-from gossipdbn.models.spec import UNIT, layout
+from gossipdbn.models.spec import UNIT, layout, parameter_count
 from gossipdbn.replay.history import History, Line
 
 __all__ = [
@@ -253,7 +253,7 @@ def _contribution(timeline: Timeline, partition: int, a: Moment, b: Moment) -> C
         return None
     run = timeline.run
     lines = list(timeline.history.partitions[partition].updates())[first:last]
-    total = np.zeros_like(run.initial())
+    total = np.zeros(parameter_count(run.manifest.spec), np.int32)
     for line in lines:
         run.add(total, partition, line.offset)
     operator = partition == run.manifest.slots

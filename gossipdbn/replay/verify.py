@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -22,16 +22,16 @@ from gossipdbn.core.values import Claim, Revocation, Version
 from gossipdbn.errors import GossipDbnError
 from gossipdbn.kernels import codec
 from gossipdbn.kernels.tiers import TIER
+from gossipdbn.models.spec import parameter_count
 from gossipdbn.replay.archive import ArchiveFacts, compare
 from gossipdbn.replay.history import History, LoggedRun, PartitionHistory, judge_all, judge_partition, open_run
-from gossipdbn.replay.pieces import Divergence, Letters, Piece, PieceResult, complete, counted, cut, recompute_piece
+from gossipdbn.replay.pieces import Divergence, Letters, Piece, PieceResult, complete, cut, recompute_piece
 from gossipdbn.wire.envelope import Keyring
 
 __all__ = [
     "Progress",
     "Verification",
     "divergence_text",
-    "fold_all",
     "judge_run",
     "letters_of",
     "verify",
@@ -100,14 +100,12 @@ class Workers(Protocol):
 
     jobs: int
 
-    def judge(self, partition: int) -> Future[PartitionHistory]: ...
+    def judge(self, partition: int, add: bool) -> Future[PartitionHistory]: ...
 
     def publish(self, letters: Letters, pieces: int) -> None:
         """Make the verdicts known, before the first ``recompute``."""
 
     def recompute(self, number: int, piece: Piece) -> Future[PieceResult]: ...
-
-    def fold(self) -> Future[str]: ...
 
     def rows_done(self) -> int: ...
 
@@ -122,17 +120,14 @@ class _Here:
     letters: Letters = ()
     rows: int = 0
 
-    def judge(self, partition: int) -> Future[PartitionHistory]:
-        return _done(judge_partition(self.run, partition))
+    def judge(self, partition: int, add: bool) -> Future[PartitionHistory]:
+        return _done(judge_partition(self.run, partition, add))
 
     def publish(self, letters: Letters, pieces: int) -> None:
         self.letters = letters
 
     def recompute(self, number: int, piece: Piece) -> Future[PieceResult]:
         return _done(recompute_piece(self.run, piece, self.letters, self.train, self._count))
-
-    def fold(self) -> Future[str]:
-        return _done(fold_all(self.run, self.letters))
 
     def rows_done(self) -> int:
         return self.rows
@@ -174,8 +169,8 @@ def _letters(me: _Process) -> Letters:
     return me.letters
 
 
-def _judge(partition: int) -> PartitionHistory:
-    return judge_partition(_mine[0].run, partition)
+def _judge(partition: int, add: bool) -> PartitionHistory:
+    return judge_partition(_mine[0].run, partition, add)
 
 
 def _recompute(number: int, piece: Piece) -> PieceResult:
@@ -189,10 +184,6 @@ def _recompute(number: int, piece: Piece) -> PieceResult:
     return recompute_piece(me.run, piece, letters, on_update=count)
 
 
-def _fold() -> str:
-    return fold_all(_mine[0].run, _letters(_mine[0]))
-
-
 @dataclass(slots=True)
 class _Pool:
     """Computes in processes that open the same folder; they share nothing else."""
@@ -202,8 +193,8 @@ class _Pool:
     jobs: int
     progress: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
-    def judge(self, partition: int) -> Future[PartitionHistory]:
-        return self.pool.submit(_judge, partition)
+    def judge(self, partition: int, add: bool) -> Future[PartitionHistory]:
+        return self.pool.submit(_judge, partition, add)
 
     def publish(self, letters: Letters, pieces: int) -> None:
         np.savez(self.folder / _LETTERS, **{f"p{i}": a for i, a in enumerate(letters)})  # type: ignore[arg-type]
@@ -212,9 +203,6 @@ class _Pool:
 
     def recompute(self, number: int, piece: Piece) -> Future[PieceResult]:
         return self.pool.submit(_recompute, number, piece)
-
-    def fold(self) -> Future[str]:
-        return self.pool.submit(_fold)
 
     def rows_done(self) -> int:
         return int(self.progress.sum())
@@ -243,22 +231,25 @@ def workers(run: LoggedRun, jobs: int, train: rounds.Trainer = rounds.run) -> It
 # ---- the checks -----------------------------------------------------------------------------------------------------
 def judge_run(run: LoggedRun, on: Workers) -> History:
     """Verdicts on all records, partitions spread over the workers."""
-    futures = [on.judge(p) for p in range(run.manifest.slots + 1)]
+    futures = [on.judge(p, False) for p in range(run.manifest.slots + 1)]
     return judge_all(run, [f.result() for f in futures])
+
+
+def _judge_and_add(run: LoggedRun, on: Workers) -> tuple[History, str]:
+    """Verdicts, and the digest (hexadecimal) of the parameters after all updates, added up as integers."""
+    futures = [on.judge(p, True) for p in range(run.manifest.slots + 1)]
+    acc, histories = run.initial(), []
+    while futures:
+        found = futures.pop(0).result()
+        assert found.total is not None
+        acc += found.total
+        histories.append(replace(found, total=None))
+    return judge_all(run, histories), f"{codec.digest(acc):016x}"
 
 
 def letters_of(history: History) -> Letters:
     """The verdicts as arrays that processes share."""
     return [np.frombuffer(p.letters.encode(), np.uint8) for p in history.partitions]
-
-
-def fold_all(run: LoggedRun, letters: Letters) -> str:
-    """Digest (hexadecimal) of the parameters after all updates, added up as integers."""
-    acc = run.initial()
-    for partition, verdicts in enumerate(letters):
-        for offset in counted(verdicts):
-            run.add(acc, partition, int(offset))
-    return f"{codec.digest(acc):016x}"
 
 
 def verify(
@@ -273,20 +264,18 @@ def verify(
     """
     began = time.monotonic()
     with workers(run, jobs, train) as on:
-        history = judge_run(run, on)
+        history, digest = _judge_and_add(run, on)
         letters = letters_of(history)
         whole = complete(history)
         pieces = cut(history, whole)
         on.publish(letters, len(pieces))
         pending = {on.recompute(i, piece) for i, piece in enumerate(pieces)}
-        folded = on.fold()
         rows_all = sum(p.rows for p in pieces)
         results: list[PieceResult] = []
         while pending:
             done, pending = wait(pending, _LOOK_S, FIRST_COMPLETED)
             results += [f.result() for f in done]
             on_progress(Progress(on.rows_done(), rows_all, len(results), len(pieces), time.monotonic() - began))
-        digest = folded.result()
     problems = [r.problem for r in results if r.problem]
     problems += [f"updates partition {p} could not be judged further: {why}" for p, why in history.undecided.items()]
     beyond = sum(history.version) - sum(whole)
@@ -339,7 +328,7 @@ def _revocation_problems(history: History) -> list[str]:
         if m.last_seq >= len(updates):
             problems.append(f"{name} names updates that the log does not hold")
             continue
-        total = np.zeros_like(run.initial())
+        total = np.zeros(parameter_count(run.manifest.spec), np.int32)
         for x in updates[m.first_seq : m.last_seq + 1]:
             run.add(total, x.partition, x.offset)
         raw = run.spool.record(line.partition, line.offset)
