@@ -1,0 +1,130 @@
+"""Any order of partitions, duplication and delay gives the same integers; damaged memory is noticed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gossipdbn.core import replica as replicas
+from gossipdbn.core.values import RESET, Accepted, Undecided, Void
+from gossipdbn.errors import LocalProtocolError
+from gossipdbn.wire.messages import RunWire, decode_payload
+from tests.core.making import WIRE, Author, a_manifest, a_replica, changed
+
+M = a_manifest()
+
+
+def a_log():
+    """Two slots that trained in turn, with a takeover, a reset and spilled payloads."""
+    author = Author(M)
+    author.claim(0)
+    author.claim(1, "b")
+    for i in range(3):
+        author.update(0, epoch=1 if i == 2 else None)
+        author.update(1, 1, spill=i == 1)
+        if i == 1:
+            author.claim(0, "c")
+            author.claim(1, "c", RESET)
+    author.close(0)
+    return author
+
+
+AUTHOR = a_log()
+
+
+def payload_of(raw):
+    message = WIRE.decode(raw).message
+    ref = getattr(message, "payload_ref", None)
+    return None if ref is None else decode_payload(ref, AUTHOR.objects[ref])
+
+
+@given(st.data())
+def test_any_order_duplication_and_delay_give_equal_digests(data):
+    replica = a_replica(M)
+    log = [list(records) for records in AUTHOR.log]
+    for records in log:  # duplicates anywhere after the original: void, the same for everybody
+        for i in sorted(data.draw(st.lists(st.integers(0, max(0, len(records) - 1)), max_size=3)), reverse=True):
+            if records:
+                at = data.draw(st.integers(i + 1, len(records)))
+                records.insert(at, records[i])
+    order = data.draw(st.permutations([p for p, records in enumerate(log) for _ in records]))
+    for p in order:
+        offset = replica.chains[p].offset
+        replica.read(p, offset, log[p][offset], payload_of(log[p][offset]))
+    assert replica.version == AUTHOR.replica.version
+    assert np.array_equal(replica.acc, AUTHOR.replica.acc)
+    assert replica.digest() == AUTHOR.replica.digest() == replica.expected_digest(replica.version)
+    assert [c.tip for c in replica.chains] == [c.tip for c in AUTHOR.replica.chains]
+    assert not replica.mismatches and not replica.finished
+
+
+def test_a_replica_goes_on_from_any_version():
+    replica = a_replica(M)
+    for p in (1, 0):
+        for offset in range(3):
+            replica.read(p, offset, AUTHOR.log[p][offset], payload_of(AUTHOR.log[p][offset]))
+    later = replicas.Replica(M, WIRE.decode, replica.acc, replica.chains)
+    for p, records in enumerate(AUTHOR.log):
+        for offset in range(later.chains[p].offset, len(records)):
+            later.read(p, offset, records[offset], payload_of(records[offset]))
+    assert later.digest() == AUTHOR.replica.digest()
+    assert later.expected_digest((0, 0, 0)) is None and later.expected_digest((99, 0, 0)) is None
+    assert not later.mismatches
+
+
+def test_an_undecided_record_changes_nothing():
+    replica = a_replica(M)
+    wire = RunWire(1, {1: b"k" * 16})
+    raw = wire.encode(WIRE.decode(AUTHOR.log[0][0]).message)
+    before = replica.chains[0]
+    assert isinstance(replica.read(0, 0, raw), Undecided)
+    assert replica.chains[0] is before
+    assert isinstance(replica.read(0, 0, AUTHOR.log[0][0]), Accepted)
+    assert isinstance(replica.read(0, 1, b""), Void)
+
+
+def test_reading_another_offset_than_the_next_is_our_bug():
+    with pytest.raises(LocalProtocolError, match="expected 0"):
+        a_replica(M).read(0, 1, AUTHOR.log[0][1])
+
+
+def test_a_wrong_start_digest_is_reported_when_its_version_is_complete():
+    author = Author(M)
+    author.claim(0)
+    author.claim(1)
+    author.update(0)
+    lie = changed(author.next_update(1, 1), start_digest=5)
+    author.write(lie)
+    assert [(m.slot, m.seq, m.stated, m.incarnation) for m in author.replica.mismatches] == [(1, 0, 5, 1)]
+    reader = a_replica(M)
+    for offset, raw in enumerate(author.log[1]):
+        reader.read(1, offset, raw)
+    assert not reader.mismatches and reader.version == (0, 1, 0)  # applied at once, checked later
+    for offset, raw in enumerate(author.log[0]):
+        reader.read(0, offset, raw)
+    assert [m.slot for m in reader.mismatches] == [1]
+
+
+def test_what_waits_for_its_version_is_bounded(monkeypatch):
+    monkeypatch.setattr(replicas, "WAITING_MAX", 2)
+    author = Author(M)
+    author.claim(0)
+    author.claim(1)
+    author.update(0)
+    for _ in range(4):
+        author.write(changed(author.next_update(1, 1), start_digest=5))
+    reader = a_replica(M)
+    for p in (1, 0):
+        for offset, raw in enumerate(author.log[p]):
+            reader.read(p, offset, raw)
+    assert [m.seq for m in reader.mismatches] == [2, 3]
+
+
+def test_all_slots_closed_is_finished():
+    author = Author(M)
+    author.whole_slot(0)
+    assert not author.replica.finished
+    author.whole_slot(1)
+    assert author.replica.finished

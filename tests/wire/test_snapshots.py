@@ -1,0 +1,141 @@
+"""Snapshots: whole or refused; what contradicts itself is refused even when its hash is right."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+
+from gossipdbn.core import events as ev
+from gossipdbn.core.rounds import ShardPosition
+from gossipdbn.errors import SnapshotCorrupt, SnapshotIncompatible
+from gossipdbn.wire.snapshots import announce, decode_snapshot, encode_snapshot, max_bytes
+from tests.core.making import Author, a_manifest
+
+M = a_manifest()
+AUTHOR = Author(M)
+AUTHOR.claim(0)
+AUTHOR.claim(1)
+AUTHOR.update(0)
+AUTHOR.update(1, 1)
+
+
+def a_snapshot(slot=0, **state):
+    r = AUTHOR.replica
+    kept = replace(AUTHOR.states[slot], **state)
+    return ev.Snapshot(slot, r.acc.copy(), tuple(r.chains), kept, r.digest())
+
+
+def refused(snapshot, says, kind=SnapshotCorrupt, manifest=M):
+    data = encode_snapshot(M, snapshot)
+    with pytest.raises(kind, match=says):
+        decode_snapshot(manifest, data, hashlib.sha256(data).digest())
+
+
+def test_a_snapshot_comes_back_whole():
+    s = a_snapshot(shards=ShardPosition(3, 40, b"\0\xff state"))
+    data = encode_snapshot(M, s)
+    a = announce(M, s, data)
+    assert (a.slot, a.seq, a.size, a.version, a.digest) == (0, 1, len(data), (1, 1, 0), AUTHOR.replica.digest())
+    assert len(data) <= max_bytes(M) and a.sha256.hex()[:32] in a.name and ":" not in a.name
+    back = decode_snapshot(M, data, a.sha256)
+    assert back.chains == s.chains and back.digest == s.digest and back.state.shards == s.state.shards
+    assert np.array_equal(back.parameters, s.parameters) and np.array_equal(back.state.residual, s.state.residual)
+    assert back.state.tip == s.state.tip and set(back.state.optimiser) == set(s.state.optimiser)
+    assert all(np.array_equal(v, s.state.optimiser[k]) for k, v in back.state.optimiser.items())
+    assert encode_snapshot(M, back) == data
+    back.state.residual[:] = 0  # its arrays are its own
+
+
+def test_any_missing_or_flipped_byte_is_refused():
+    data = encode_snapshot(M, a_snapshot())
+    sha = hashlib.sha256(data).digest()
+    for cut in range(0, len(data), 37):
+        with pytest.raises(SnapshotCorrupt):
+            decode_snapshot(M, data[:cut], sha)
+    for at in range(0, len(data), 29):
+        flipped = bytearray(data)
+        flipped[at] ^= 1 << (at % 8)
+        with pytest.raises(SnapshotCorrupt):
+            decode_snapshot(M, bytes(flipped), sha)
+
+
+def test_other_runs_numerics_and_formats_are_incompatible():
+    for fields in ({"run": "other"}, {"numerics": 9}):
+        other = type(M)(**{**{f: getattr(M, f) for f in M.__struct_fields__}, **fields})
+        refused(a_snapshot(), "needed", SnapshotIncompatible, other)
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "says"),
+    [
+        (lambda: replace(a_snapshot(), digest=1), "digest"),
+        (lambda: replace(a_snapshot(), parameters=np.zeros(4, np.int32)), "parameters"),
+        (lambda: replace(a_snapshot(), chains=a_snapshot().chains[:-1]), "number of chains"),
+        (
+            lambda: replace(a_snapshot(), chains=(*a_snapshot().chains[:-1], replace(a_snapshot().chains[0], slots=5))),
+            "number",
+        ),
+        (lambda: a_snapshot(residual=np.zeros(11, np.int64)), "residual"),
+        (lambda: a_snapshot(seq=7), "end of its chain"),
+        (lambda: a_snapshot(tip=b"12345678"), "end of its chain"),
+        (lambda: a_snapshot(phase=9), "phase 9"),
+        (lambda: replace(a_snapshot(), state=replace(AUTHOR.states[0], slot=5)), "no slot 5"),
+    ],
+)
+def test_a_snapshot_that_contradicts_itself_is_refused(snapshot, says):
+    refused(snapshot(), says)
+
+
+def test_negative_counters_are_refused():
+    s = a_snapshot()
+    chains = (s.chains[0], replace(s.chains[1], offset=-1), s.chains[2])
+    refused(replace(s, chains=chains), "negative")
+
+
+def header_of(data):
+    (n,) = struct.unpack_from("<Q", data)
+    return json.loads(data[8 : 8 + n]), data[8 + n :]
+
+
+def with_header(header, body):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda h, b: b"",
+        lambda h, b: b"\xff" * 8,
+        lambda h, b: with_header(b"{", b),
+        lambda h, b: with_header(b"[" * 100_000, b),
+        lambda h, b: with_header([], b),
+        lambda h, b: with_header({k: v for k, v in h.items() if k != "__metadata__"}, b),
+        lambda h, b: with_header({**h, "__metadata__": {}}, b),
+        lambda h, b: with_header({**h, "__metadata__": {"gossipdbn": "{"}}, b),
+        lambda h, b: with_header({**h, "__metadata__": {"gossipdbn": '{"format": 1}'}}, b),
+        lambda h, b: with_header({**h, "parameters": {"dtype": "I32", "shape": [1 << 60], "data_offsets": [0, 44]}}, b),
+        lambda h, b: with_header({k: v for k, v in h.items() if k != "residual"}, b),
+        lambda h, b: with_header(h, b[:-4]),
+    ],
+)
+def test_a_forged_header_is_refused(change):
+    data = change(*header_of(encode_snapshot(M, a_snapshot())))
+    with pytest.raises((SnapshotCorrupt, SnapshotIncompatible)):
+        decode_snapshot(M, data, hashlib.sha256(data).digest())
+
+
+def test_metadata_of_wrong_types_is_refused():
+    header, body = header_of(encode_snapshot(M, a_snapshot()))
+    meta = msgspec.json.decode(header["__metadata__"]["gossipdbn"])
+    for key, value in (("digest", "x"), ("chains", {}), ("state", []), ("chains", [{}] * 3)):
+        broken = {**header, "__metadata__": {"gossipdbn": json.dumps({**meta, key: value})}}
+        data = with_header(broken, body)
+        with pytest.raises(SnapshotCorrupt):
+            decode_snapshot(M, data, hashlib.sha256(data).digest())
