@@ -32,6 +32,9 @@ check: $(VENV)/.dev  ## lint, types, import floors, the code's own habits
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m pytest -q tests/test_tidy.py
 
+sim: $(VENV)/.demo  ## schedules of whole clusters with faults, on virtual time: make sim SEEDS=1000
+	@$(BIN)/gossipdbn sim --seeds $(SEEDS) $(ARGS)
+
 learning: $(VENV)/.test  ## the learning bars, seeds fixed (about an hour; ARGS="--quick" or "--tasks nltcs --data FOLDER")
 	@$(BIN)/python benchmarks/learning.py --json benchmarks/results/learning.json $(ARGS)
 
@@ -69,4 +72,4 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.test
 	@$(PIP) install -q -e '.[dev]'
 	@touch $@
 
-.PHONY: help demo test unit integration check learning clean java
+.PHONY: help demo test unit integration check sim learning clean java
