@@ -81,6 +81,15 @@ class RowsArrived:
 
 
 @dataclass(frozen=True, slots=True)
+class TauChosen:
+    """The driver wants the slot's next rounds in ``phase`` to have ``tau`` minibatches; the bounds are the plan's."""
+
+    slot: int
+    phase: int
+    tau: int
+
+
+@dataclass(frozen=True, slots=True)
 class RoundTrained:
     """The job of the last Train effect is trained."""
 
@@ -145,6 +154,7 @@ Event = (
     | SnapshotStored
     | SendFailed
     | StopAsked
+    | TauChosen
     | Tick
 )
 
@@ -278,6 +288,7 @@ __all__ = [
     "SnapshotStored",
     "StopAsked",
     "StoreSnapshot",
+    "TauChosen",
     "Tick",
     "Train",
     "Unassigned",

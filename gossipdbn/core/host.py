@@ -24,6 +24,7 @@ from gossipdbn.core.events import (
     SnapshotStored,
     StopAsked,
     StoreSnapshot,
+    TauChosen,
     Tick,
     Unassigned,
     Wire,
@@ -73,6 +74,8 @@ class Host:
                 return self.slots[job.slot].trained(event) if job.slot in self.slots else []
             case RoundFailed(slot=slot, reason=reason):
                 return self._of(slot, lambda s: s.failed(reason))
+            case TauChosen(slot=slot, phase=phase, tau=tau):
+                return self._of(slot, lambda s: s.choose_tau(phase, tau))
             case RowsArrived():
                 return self._rows(event)
             case Assigned(slot=slot):

@@ -98,6 +98,7 @@ class Slot:
         self.rows, self.ended = 0, False
         self.waits_for = "the end of the partition"
         self.snapshot_at_s: float | None = None
+        self.tau: tuple[int, int] | None = None
         self.busy = False
         self.staleness = 0
         self._replica, self._wire, self._settings, self._dice = replica, wire, settings, dice
@@ -302,7 +303,7 @@ class Slot:
         spec = self._manifest.phases[state.phase]
         patient = self._wanted_since_s is None or self._now_s - self._wanted_since_s < self._settings.linger_s
         todo = plan.next_rows(
-            self._manifest, state.phase, state.cursor, self.rows, self.ended, spec.tau * spec.batch, patient
+            self._manifest, state.phase, state.cursor, self.rows, self.ended, self._tau(state) * spec.batch, patient
         )
         if isinstance(todo, plan.Wait):
             self.waits_for = todo.why
@@ -317,6 +318,16 @@ class Slot:
             return []
         self.waits_for = ""
         return self._train(state, version, todo)
+
+    def choose_tau(self, phase: int, tau: int) -> list[Effect]:
+        """Minibatches of the next rounds in ``phase``, held to the plan's bounds; the rows of each update record it."""
+        low, high = plan.tau_bounds(self._manifest, phase)
+        self.tau = (phase, min(max(tau, low), high))
+        return []
+
+    def _tau(self, state: rounds.SlotState) -> int:
+        chosen = self.tau
+        return chosen[1] if chosen is not None and chosen[0] == state.phase else self._manifest.phases[state.phase].tau
 
     def _gate_open(self, phase: int) -> bool:
         if not (phase and self._manifest.gate):

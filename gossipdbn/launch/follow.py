@@ -55,6 +55,7 @@ class _SlotFacts:
     rows: int = 0
     staleness: int | None = None
     error: float | None = None
+    tau: int = 0
 
 
 @dataclass(slots=True)
@@ -98,6 +99,7 @@ class Follower:
         self._slots = [_SlotFacts() for _ in range(self.manifest.slots)]
         self._recent: deque[tuple[float, int, int]] = deque()
         self._waiting: dict[int, tuple[int, bytes, int, PayloadRef | None]] = {}
+        self._adapts = bool(self.manifest.config.get("communication_share"))
         self._reader = log.reader()
         for p in range(self.manifest.slots + 1):
             self._reader.add(self._topics.updates, p, 0)
@@ -199,6 +201,7 @@ class Follower:
         if phase.learner == "backprop" and self.pretrained is None:
             self.pretrained = self.replica.acc.copy()  # to within one update
         facts.error, facts.staleness = _error(phase, message), m.staleness
+        facts.tau = -(-message.rows.count // phase.batch)
         self.seen.staleness.append(m.staleness)
         self.seen.curve.append(
             CurvePoint(self._seconds(at_ms), message.slot, message.seq, message.phase, facts.error, message.rows.count)
@@ -258,6 +261,8 @@ class Follower:
     def _slot_view(self, slot: int, note: str) -> SlotView:
         facts, chain = self._slots[slot], self.replica.chains[slot]
         phase = min(chain.phase, len(self.manifest.phases) - 1)
+        if self._adapts and facts.tau and not chain.closed:
+            note = f"{note} tau {facts.tau}".lstrip()
         return SlotView(
             slot=slot, worker=facts.worker, incarnation=chain.incarnation, phase=phase,
             phase_name=phase_name(self.manifest.phases[phase]), rows_done=facts.rows,

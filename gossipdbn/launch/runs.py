@@ -93,6 +93,7 @@ def build_manifest(config: RunConfig, schema: Schema, run: str, store: str, crea
             "keep": config.snapshots.keep,
             "session_timeout_ms": config.worker.session_timeout_ms,
             "memory_mb": config.worker.memory_mb or 1024,
+            "communication_share": config.worker.communication_share,
         },
         created_ms=created_ms,
     )

@@ -28,6 +28,7 @@ from gossipdbn.worker.control import Control
 from gossipdbn.worker.recover import Recovery, fetch_snapshot
 from gossipdbn.worker.rows import RowStore
 from gossipdbn.worker.spill import Held, Outbox
+from gossipdbn.worker.tuning import TauTuner
 
 __all__ = ["Worker", "WorkerOptions", "WorkerResult"]
 
@@ -40,6 +41,7 @@ class WorkerOptions:
     """How a worker behaves; nothing here changes what an update is.
 
     ``name``: unique among live workers. ``snapshot_every_s``: per slot; ``keep``: how many are kept.
+    ``communication_share``: of a worker's time, to which tau is fitted; 0 = the plan's tau.
     ``memory_bytes``: packed rows in memory, per slot. ``idle_exit_s``: leave when nothing is hosted for so long; 0
     never.
     """
@@ -52,6 +54,7 @@ class WorkerOptions:
     linger_s: float = 0.5
     memory_bytes: int = 1 << 30
     idle_exit_s: float = 0.0
+    communication_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,7 @@ class Worker:
         self._idle_since_s: float | None = None
         self._stored: deque[tuple[ev.StoreSnapshot, Future[SnapshotAnnounced]]] = deque()
         self._pool, self._payloads = ThreadPoolExecutor(1, "snapshots"), ThreadPoolExecutor(2, "payloads")
+        self._tuner = TauTuner(self.manifest, options.communication_share)
         self._outbox = Outbox(store, self._payloads, lambda slot, raw: self._send(self.topics.updates, slot, raw))
         self._held = Held(store, self._payloads)
 
@@ -133,8 +137,9 @@ class Worker:
 
     def _turn(self) -> None:
         self._membership()
-        started = self._clock.monotonic_s()
-        for record in self._reader.poll(0.0 if self._busy() else 0.005):
+        started, trained_s = self._clock.monotonic_s(), self.train_s
+        busy = self._busy()
+        for record in self._reader.poll(0.0 if busy else 0.005):
             self._record(record)
         self._merge_s += self._clock.monotonic_s() - started
         self._background()
@@ -145,6 +150,8 @@ class Worker:
         if self._recoveries:
             self._recover_some()
         self._perform(self.host.work())
+        if busy and not self._recoveries:
+            self._tuner.spent(self._clock.monotonic_s() - started - (self.train_s - trained_s))
 
     def _busy(self) -> bool:
         return bool(self._recoveries) or any(s.state is not None and not s.waits_for for s in self.host.slots.values())
@@ -334,6 +341,9 @@ class Worker:
         )
         self._merge_s = 0.0
         self._step(ev.RoundTrained(job, metrics))
+        tau = self._tuner.trained(job.phase, job.rows.count, taken)
+        if tau is not None:
+            self._step(ev.TauChosen(job.slot, job.phase, tau))
 
     def _send(self, topic: str, partition: int, raw: bytes) -> None:
         try:

@@ -45,9 +45,10 @@ class WorkerSpec:
 
 
 def run_settings(manifest: Manifest) -> dict[str, object]:
-    """The manifest's operational settings with their defaults: store, snapshot cadence, session timeout, memory."""
+    """The manifest's operational settings with their defaults: store, snapshots, session timeout, memory, tau."""
     defaults: dict[str, object] = {
         "store": "", "snapshot_every_s": 5.0, "keep": 2, "session_timeout_ms": 6000, "memory_mb": 1024, "linger_s": 0.5,
+        "communication_share": 0.0,
     }  # fmt: skip
     return {**defaults, **{k: v for k, v in manifest.config.items() if k in defaults}}
 
@@ -99,6 +100,7 @@ def run_worker(spec: WorkerSpec, stop: threading.Event | None = None) -> WorkerR
         keep=int(str(settings["keep"])),
         linger_s=float(str(settings["linger_s"])),
         memory_bytes=int(str(settings["memory_mb"])) << 20,
+        communication_share=float(str(settings["communication_share"])),
     )
     logger.info("worker %s joins run %s: %d slots, store %s", spec.name, spec.run, control.manifest.slots, store.url())
     try:

@@ -90,7 +90,7 @@ class Scene:
         for slot, sequence in enumerate(sequences):
             self.log.append(self.names.shards, slot, envelope.seal(encode_shard(sequence.end_mark())))
 
-    def worker(self, name: str, stop: threading.Event, snapshot_every_s: float = 0.05) -> Worker:
+    def worker(self, name: str, stop: threading.Event, snapshot_every_s: float = 0.005) -> Worker:
         control = load_control(self.log, self.run, {})
         options = WorkerOptions(name, snapshot_every_s=snapshot_every_s)
         return Worker(self.log, self.store, control, options, SystemClock(), train=self.train, should_stop=stop.is_set)
