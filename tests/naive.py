@@ -77,7 +77,8 @@ def fma(x: object, y: object, z: object) -> NDArray[np.float32]:
     rest = (p - (s - t)) + (c - t)
     even = (s.view(np.int64) & 1) == 0
     odd = np.nextafter(s, np.where(rest > 0, np.inf, -np.inf))
-    return np.where((rest != 0) & even, odd, s).astype(np.float32)
+    with np.errstate(over="ignore"):
+        return np.where((rest != 0) & even, odd, s).astype(np.float32)
 
 
 def exp2(t: NDArray[np.float32]) -> NDArray[np.float32]:
