@@ -21,6 +21,7 @@ from gossipdbn.core.values import (
     CLOSES_PHASE,
     DONE,
     FAILED,
+    GIVEN_UP,
     OPEN,
     RESET,
     Accepted,
@@ -47,6 +48,9 @@ from gossipdbn.wire.snapshots import decode_snapshot
 __all__ = ["Checker", "Naive", "Violation"]
 
 Ints = NDArray[np.int32]
+
+
+KINDS = ("", " closes the phase", " done", " failed", " given up")
 
 
 class Violation(Exception):
@@ -94,7 +98,7 @@ class Naive:
         self.count, self.start, self.cursor = self.count + 1, start, (m.rows.epoch, m.rows.first + m.rows.count)
         self.step += -(-m.rows.count // manifest.phases[m.phase].batch)
         self.phase += m.closing == CLOSES_PHASE
-        self.closed = m.closing in (DONE, FAILED)
+        self.closed = m.closing in (DONE, FAILED, GIVEN_UP)
         return True
 
 
@@ -106,6 +110,7 @@ class _Partition:
     chains: list[Chain]
     sums: list[Ints]
     owner: str = ""
+    outstanding: bool = False
     again: Recomputation | None = None
     states: dict[bytes, tuple[object, ...]] = field(default_factory=dict)
     trained: list[tuple[int, RowRange]] = field(default_factory=list)
@@ -201,7 +206,7 @@ class Checker:
         assert verdict.start_version is not None
         self._recompute(p, message)
         self._plan(p, message)
-        kind = {OPEN: "", CLOSES_PHASE: " closes the phase", DONE: " done", FAILED: " failed"}[message.closing]
+        kind = KINDS[message.closing]
         return f"update {message.seq} rows {tuple(message.rows)} from {verdict.start_version}{kind}"
 
     def _payload_of(self, decoded: Decoded) -> Payload | None:
@@ -258,7 +263,8 @@ class Checker:
             if message.rows.first + message.rows.count > view.rows:
                 raise Violation(f"slot {p}: update {message.seq} names rows that its partition does not hold")
             return
-        if message.closing == FAILED:
+        if message.closing in (FAILED, GIVEN_UP):
+            part.outstanding = True
             return
         per_row = self.manifest.phases[message.phase].epochs
         owed = view.rows * (1 if per_row is None else per_row)
@@ -338,7 +344,7 @@ class Checker:
     def ledger(self) -> None:
         """Every row was trained as often as the plan says, unless its slot failed."""
         for p, part in enumerate(self.partitions[:-1]):
-            if self.replica.chains[p].failed:
+            if part.outstanding:
                 continue
             for phase, spec in enumerate(self.manifest.phases):
                 passes = 1 if spec.epochs is None else spec.epochs

@@ -10,9 +10,8 @@ import numpy as np
 from gossipdbn.core import rounds
 from gossipdbn.core.slot import RUNNING
 from gossipdbn.core.values import (
-    FAILED,
+    GIVEN_UP,
     RESET,
-    RESUME,
     Claim,
     Revocation,
     SnapshotAnnounced,
@@ -299,9 +298,7 @@ def _give_up(world: World, f: Fault) -> str:
     if chain.closed:
         return ""
     wire = _operator(world)
-    claim = wire.encode(
-        Claim("sim", slot, chain.incarnation + 1, "operator", RESET if f.b % 2 else RESUME, wire.key_id, 1)
-    )
+    claim = wire.encode(Claim("sim", slot, chain.incarnation + 1, "operator", RESET, wire.key_id, 1))
     world.log.append(UPDATES, slot, claim, "operator")
 
     def close() -> None:
@@ -311,7 +308,7 @@ def _give_up(world: World, f: Fault) -> str:
         state = rounds.fresh_state(world.manifest, slot, now)
         replica = world.checker.replica
         version = tuple(max(a, b) for a, b in zip(now.start_version, replica.version, strict=True))
-        m = rounds.closing(world.manifest, state, replica.acc, version, FAILED, note="given up")
+        m = rounds.closing(world.manifest, state, replica.acc, version, GIVEN_UP, note="nobody runs it")
         world.log.append(UPDATES, slot, wire.encode(m), "operator")
 
     world.later(world.delay(), close)
