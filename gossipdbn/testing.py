@@ -23,6 +23,7 @@ gossip_broker : bootstrap address, for the whole test session: ``--gossip-bootst
     ``--gossip-image`` if that image is on this machine, else an embedded broker.
 gossip_hdfs : URL of a fresh folder on an HDFS: ``--gossip-hdfs``, else an embedded one.
 gossip_hdfs_server : the embedded :class:`~gossipdbn.embedded.hdfs.Hdfs` itself, whose parts a test may kill.
+gossip_spark : master URL of a standalone Spark cluster with four cores: ``--gossip-spark``, else an embedded one.
 gossip_run : a function that creates a run and returns a :class:`RunHarness`; everything it started is ended after the
     test, with the workers' logs in the report when the test failed.
 """
@@ -48,6 +49,7 @@ from gossipdbn.core.topics import run_names
 from gossipdbn.core.values import Manifest
 from gossipdbn.embedded.hdfs import Hdfs
 from gossipdbn.embedded.provision import provide_broker
+from gossipdbn.embedded.spark import SparkCluster
 from gossipdbn.kernels.version import NUMERICS
 from gossipdbn.launch.children import Child, tail
 from gossipdbn.launch.follow import Follower
@@ -61,17 +63,18 @@ from gossipdbn.wire import envelope
 from gossipdbn.wire.shards import ShardSequence, dtype_code, encode_shard, make_shard, shard_id, slot_of
 from gossipdbn.worker.control import load_control
 
-__all__ = ["RunHarness", "gossip_broker", "gossip_hdfs", "gossip_hdfs_server", "gossip_run"]
+__all__ = ["RunHarness", "gossip_broker", "gossip_hdfs", "gossip_hdfs_server", "gossip_run", "gossip_spark"]
 
 _numbers = itertools.count(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--gossip-bootstrap``, ``--gossip-image``, ``--gossip-hdfs``: what to use instead of the embedded parts."""
+    """``--gossip-bootstrap``, ``--gossip-image``, ``--gossip-hdfs``, ``--gossip-spark``: instead of embedded parts."""
     group = parser.getgroup("gossipdbn")
     group.addoption("--gossip-bootstrap", default="", metavar="HOST:PORT", help="Kafka brokers for the fixtures")
     group.addoption("--gossip-image", default="", metavar="IMAGE", help="Kafka image to start in a container instead")
     group.addoption("--gossip-hdfs", default="", metavar="URL", help="folder on an HDFS for the fixtures")
+    group.addoption("--gossip-spark", default="", metavar="URL", help="master of a Spark cluster for the fixtures")
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +93,17 @@ def gossip_hdfs_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.
         pytest.skip("the HDFS is given by --gossip-hdfs: its servers are not ours to start and stop")
     with Hdfs(tmp_path_factory.mktemp("hdfs"), die_with_parent=True) as hdfs:
         yield hdfs
+
+
+@pytest.fixture(scope="session")
+def gossip_spark(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Master URL of a Spark cluster."""
+    given = str(request.config.getoption("--gossip-spark"))
+    if given:
+        yield given
+        return
+    with SparkCluster(tmp_path_factory.mktemp("spark")) as cluster:
+        yield cluster.master
 
 
 @pytest.fixture

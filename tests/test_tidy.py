@@ -28,6 +28,7 @@ LONG_FILES: dict[str, str] = {
 READS_ENVIRONMENT: dict[str, str] = {
     "gossipdbn/embedded/artifacts.py": "http_proxy and its kin, handed on to a Java that does not read them itself",
     "gossipdbn/embedded/java.py": "JAVA_HOME, PATH and the cache folder are how a machine says where its Java is",
+    "gossipdbn/embedded/spark.py": "Spark's scripts take their folders and Java from the environment",
     "gossipdbn/spark/placement.py": "a placed worker is a process that gets what its executor's Python worker has",
     "gossipdbn/spark/session.py": "PySpark takes its settings from the environment when it starts its JVM",
 }

@@ -4,60 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
-from gossipdbn.embedded.java import find_java, spark_java_home
-from gossipdbn.embedded.process import free_ports
 from gossipdbn.models.spec import PhaseSpec
 
 pytestmark = [pytest.mark.spark, pytest.mark.kafka, pytest.mark.timeout(400)]
 
 
-def _java(folder: Path, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
-    import pyspark
-
-    home = Path(pyspark.__file__).parent
-    environment = {
-        **os.environ, "SPARK_HOME": str(home), "SPARK_SCALA_VERSION": "2.13", "SPARK_LOCAL_IP": "127.0.0.1",
-        "SPARK_NO_DAEMONIZE": "1", "SPARK_WORKER_DIR": str(folder / "work"),
-        "JAVA_HOME": str(spark_java_home(find_java())),
-    }  # fmt: skip
-    with (folder / f"{name}.log").open("wb") as out:
-        return subprocess.Popen(
-            [home / "bin" / "spark-class", *arguments], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-            env={**environment, "SPARK_DAEMON_MEMORY": "256m"}, start_new_session=True,
-        )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
-def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A master and one worker process with four cores."""
-    folder = tmp_path_factory.mktemp("spark")
-    port, web, web_worker = free_ports(3)
-    url = f"spark://127.0.0.1:{port}"
-    master = _java(folder, "master", ["org.apache.spark.deploy.master.Master", "--host", "127.0.0.1", "--port",
-                                      str(port), "--webui-port", str(web)])  # fmt: skip
-    worker = _java(folder, "worker", ["org.apache.spark.deploy.worker.Worker", "--host", "127.0.0.1", "--cores", "4",
-                                      "--memory", "2g", "--webui-port", str(web_worker), url])  # fmt: skip
-    yield url
-    for process in (worker, master):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        process.wait(20)
-
-
-@pytest.fixture(scope="module")
-def spark(standalone: str, tmp_path_factory: pytest.TempPathFactory):
+def spark(gossip_spark: str, tmp_path_factory: pytest.TempPathFactory):
     from gossipdbn.spark.placement import PLACEMENT_SETTINGS
     from gossipdbn.spark.session import close_session, open_session
 
@@ -67,7 +29,7 @@ def spark(standalone: str, tmp_path_factory: pytest.TempPathFactory):
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
-        session = open_session("placement", standalone, tmp_path_factory.mktemp("driver"), extra)
+        session = open_session("placement", gossip_spark, tmp_path_factory.mktemp("driver"), extra)
     yield session
     close_session(session)
 
@@ -172,7 +134,7 @@ tau = 4
 
 
 def test_train_places_its_workers_on_a_cluster_ships_the_package_and_ends_with_a_model(
-    gossip_broker: str, standalone: str, home: Path, tmp_path: Path
+    gossip_broker: str, gossip_spark: str, home: Path, tmp_path: Path
 ) -> None:
     values = np.random.default_rng(1).random((3000, 8))
     header = ",".join(f"c{i}" for i in range(8))
@@ -181,7 +143,7 @@ def test_train_places_its_workers_on_a_cluster_ships_the_package_and_ends_with_a
     result = tmp_path / "result.json"
     done = subprocess.run(
         [sys.executable, "-m", "gossipdbn", "train", tmp_path / "run.toml", "--bootstrap", gossip_broker, "--plain",
-         "--placement", "spark", "--master", standalone, "--spark-conf", "spark.executor.memory=512m", "--ship",
+         "--placement", "spark", "--master", gossip_spark, "--spark-conf", "spark.executor.memory=512m", "--ship",
          "--json", result],
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip

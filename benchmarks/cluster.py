@@ -1,0 +1,441 @@
+"""What a cluster costs and survives, on one machine's loopback: ``benchmarks/cluster.py --help``.
+
+Each part prints its figures and stands in the JSON result beside the bar it should meet. Figures are medians of several
+runs where a part is run several times; on a machine that does other work they say little, so its load is recorded too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from gossipdbn.adapters.kafka_log import KafkaLog
+from gossipdbn.adapters.stores import open_store
+from gossipdbn.core import rounds
+from gossipdbn.core.replica import Replica
+from gossipdbn.core.topics import run_names
+from gossipdbn.core.values import RESUME, Accepted, Claim, Manifest, RowRange, manifest_from_json, manifest_json
+from gossipdbn.embedded.broker import Broker
+from gossipdbn.embedded.hdfs import Hdfs
+from gossipdbn.embedded.spark import SparkCluster
+from gossipdbn.kernels.version import NUMERICS
+from gossipdbn.models import learners
+from gossipdbn.models.spec import ModelSpec, PhaseSpec
+from gossipdbn.schema import SchemaConfig
+from gossipdbn.source import SourceConfig
+from gossipdbn.spark.feed import FeedTarget, fit_source_schema, run_feed
+from gossipdbn.spark.placement import PLACEMENT_SETTINGS, WorkerOrder, place_workers
+from gossipdbn.spark.session import close_session, open_session
+from gossipdbn.testing import RunHarness
+from gossipdbn.wire.messages import RunWire
+
+ROOT = Path(__file__).resolve().parent.parent
+SHAPE = {"visible": 784, "visible_units": "grey"}
+
+
+def grey(rows: int, visible: int = 784) -> np.ndarray:
+    """Rows as grey as MNIST's: a fifth of the pixels lit, ten prototypes."""
+    rng = np.random.default_rng(0)
+    prototypes = (rng.random((10, visible)) < 0.2) * rng.integers(40, 128, (10, visible))
+    noise = rng.random((rows, visible)) < 0.05
+    return np.where(noise, 0, prototypes[rng.integers(0, 10, rows)]).astype(np.uint8)
+
+
+def quantiles(seconds: list[float]) -> dict[str, float]:
+    """Median, 90th and 99th percentile in milliseconds."""
+    at = np.percentile(np.array(seconds) * 1000, [50, 90, 99])
+    return {"p50_ms": round(float(at[0]), 2), "p90_ms": round(float(at[1]), 2), "p99_ms": round(float(at[2]), 2)}
+
+
+# ---- update produced -> merged at a peer ----------------------------------------------------------------------------
+def updates(manifest: Manifest, count: int) -> list[bytes]:
+    """A claim and ``count`` updates of slot 0, about 20 kB each, that continue each other."""
+    wire, rng = RunWire(), np.random.default_rng(1)
+    replica = Replica(manifest, wire.decode, rounds.initial_parameters(manifest))
+    raws = [wire.encode(Claim(manifest.run, 0, 1, "bench#0", RESUME, 0, NUMERICS))]
+    replica.read(0, 0, raws[0])
+    state = rounds.fresh_state(manifest, 0, replica.chains[0])
+    for i in range(count):
+        job = rounds.begin(state, replica.acc.copy(), replica.version, RowRange(0, 100 * i, 100))
+        job.parameters += (rng.standard_normal(len(job.parameters)) * 2000).astype(np.int32)
+        update = rounds.finish(manifest, state, job)
+        raw = wire.encode(update)
+        rounds.sent(manifest, state, update, raw, job.start_version)
+        assert isinstance(replica.read(0, i + 1, raw), Accepted)
+        raws.append(raw)
+    return raws
+
+
+def peer(bootstrap: str, path: str, count: int) -> None:
+    """Merge updates as they come; prints the monotonic time of each merge."""
+    manifest = manifest_from_json(Path(path).read_bytes())
+    replica = Replica(manifest, RunWire().decode, rounds.initial_parameters(manifest))
+    log = KafkaLog(bootstrap)
+    reader = log.reader()
+    reader.add(run_names(manifest.run).updates, 0, 0)
+    print("ready", flush=True)
+    seen: list[int] = []
+    while len(seen) <= count:
+        for record in reader.poll(0.005):
+            assert isinstance(replica.read(0, record.offset, record.value), Accepted)
+            seen.append(time.monotonic_ns())
+    reader.close()
+    log.close()
+    print(json.dumps(seen))
+
+
+def latency(tools: Tools) -> dict[str, Any]:
+    """20 kB updates, 50 a second, to a peer in another process."""
+    count = 300
+    run = tools.run(hidden=(500,), phases=[PhaseSpec("cd", epochs=10**5, batch=100, tau=1)], slots=1, **SHAPE)
+    raws = updates(run.manifest, count)
+    path = tools.folder / "manifest.json"
+    path.write_bytes(manifest_json(run.manifest))
+    command = [sys.executable, __file__, "--peer", run.bootstrap, str(path), str(count)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        writer = run.log.writer()
+        sent = []
+        for raw in raws:
+            sent.append(time.monotonic_ns())
+            writer.send(run.topics.updates, 0, raw)
+            time.sleep(0.02)
+        merged = json.loads(process.stdout.readline())
+        writer.close()
+    waited = [(b - a) / 1e9 for a, b in zip(sent, merged, strict=True)][20:]
+    return {"bytes": round(statistics.mean(map(len, raws[1:]))), "updates": len(waited), **quantiles(waited)}
+
+
+# ---- rows per second with and without exchange ----------------------------------------------------------------------
+CD = PhaseSpec("cd", epochs=60, batch=100, tau=10, lr=0.05)
+
+
+def alone(path: str, seconds: float) -> None:
+    """Train rounds on one core without a log; prints rows per second."""
+    manifest = manifest_from_json(Path(path).read_bytes())
+    values = grey(6000)
+    replica = Replica(manifest, RunWire().decode, rounds.initial_parameters(manifest))
+    state = rounds.fresh_state(manifest, 0, replica.chains[0])
+    learners.warm(manifest.spec, manifest.phases)
+    phase, done, began = manifest.phases[0], 0, time.monotonic()
+    while time.monotonic() - began < seconds:
+        first = done % 6000
+        rows = values[first : first + phase.batch * phase.tau]
+        job = rounds.begin(state, replica.acc, replica.version, RowRange(0, first, len(rows)))
+        rounds.run(manifest, job, rows, None, 6000)
+        done += len(rows)
+    print(done / (time.monotonic() - began))
+
+
+def with_exchange(tools: Tools, share: float, seconds: float, store: str = "") -> tuple[float, dict[str, Any]]:
+    """Rows per second of two workers, and what the updates say."""
+    run = tools.run(hidden=(500,), phases=[CD], slots=4, store=store, settings={"communication_share": share}, **SHAPE)
+    run.feed_rows(grey(24_000), shard_rows=250)
+    run.start_workers(2)
+    run.wait_for(lambda f: f.ledger.updates > 60, 120)
+    before, began = _rows_trained(run), time.monotonic()
+    run.follow(seconds)
+    assert not run.follower.finished, "too few rows for the time"
+    rate = (_rows_trained(run) - before) / (time.monotonic() - began)
+    points = list(run.follower.seen.curve)
+    facts = {
+        "rows_per_update": round(statistics.mean(p.rows for p in points[-40:])),
+        "error": round(statistics.mean(p.error for p in points[-40:]), 5),
+        "rows": _rows_trained(run),
+        "snapshots": sum(len(s) for s in run.follower.control.snapshots.values()),
+    }
+    run.close()
+    return rate, facts
+
+
+def _rows_trained(run: RunHarness) -> int:
+    return sum(run.follower.ledger.trained(s) for s in range(run.manifest.slots))
+
+
+def exchange(tools: Tools) -> dict[str, Any]:
+    """Two workers and the broker on the same cores: fixed tau, adaptive tau, and no log at all."""
+    manifest = tools.run(hidden=(500,), phases=[CD], slots=4, **SHAPE).manifest
+    path = tools.folder / "alone.json"
+    path.write_bytes(manifest_json(manifest))
+    found: dict[str, list[float]] = {"without": [], "tau_10": [], "adaptive": []}
+    facts: dict[str, Any] = {}
+    for _ in range(tools.repeats):
+        command = [sys.executable, __file__, "--alone", str(path), str(tools.seconds)]
+        pair = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        found["without"].append(sum(float(p.communicate()[0]) for p in pair))
+        for name, share in (("tau_10", 0.0), ("adaptive", 0.05)):
+            rate, facts[name] = with_exchange(tools, share, tools.seconds)
+            found[name].append(rate)
+    rates = {name: statistics.median(r) for name, r in found.items()}
+    return {
+        "rows_per_s": {k: round(v) for k, v in rates.items()},
+        "tau_10_share": round(rates["tau_10"] / rates["without"], 3),
+        "adaptive_share": round(rates["adaptive"] / rates["without"], 3),
+        **facts,
+    }
+
+
+# ---- feed -----------------------------------------------------------------------------------------------------------
+def feed(tools: Tools) -> dict[str, Any]:
+    """Image rows of 784 bytes from files through Spark into the broker; nobody trains."""
+    folder = tools.folder / "images"
+    folder.mkdir(exist_ok=True)
+    values = grey(30_000)
+    for i in range(8):
+        header = (0x0803).to_bytes(4, "big") + b"".join(n.to_bytes(4, "big") for n in (len(values), 28, 28))
+        (folder / f"part-{i}.idx3-ubyte").write_bytes(header + np.roll(values, i, 1).tobytes())
+    source = SourceConfig(kind="idx", path=str(folder / "*.idx3-ubyte"))
+    schema = fit_source_schema(source, SchemaConfig())
+    rates = []
+    for i in range(tools.repeats):
+        run = tools.run(hidden=(16,), phases=[CD], slots=4, **SHAPE)
+        target = FeedTarget(run.bootstrap, run.topics.shards, 4, str(tools.folder / f"checkpoint{i}"))
+        result = run_feed(source, schema, target)
+        size = result.rows * 784 / 1e6
+        rates.append(size / (result.seconds - (result.to_first_shard_s or 0.0)))
+        run.close()
+    return {"megabytes": size, "MB_per_s": round(statistics.median(rates), 1), "runs": [round(r, 1) for r in rates]}
+
+
+# ---- snapshots on HDFS ----------------------------------------------------------------------------------------------
+def snapshot(tools: Tools) -> dict[str, Any]:
+    """Publication of a snapshot of 784-500-500-10, and rows per second with HDFS against a folder."""
+    spec = ModelSpec(784, (500, 500), "grey", 10)
+    parameters = sum(learners.initial_parameters(spec, 1, np.full(784, 0.3, np.float32)).shape)
+    data = np.random.default_rng(0).bytes(parameters * 12)  # parameters, residual, momentum
+    with Hdfs(tools.folder / "hdfs", die_with_parent=True) as hdfs:
+        store = open_store(f"{hdfs.url}/bench")
+        took = []
+        for i in range(20):
+            began = time.monotonic()
+            store.put(f"snapshots/{i}", data)
+            took.append(time.monotonic() - began)
+        rates: dict[str, list[float]] = {"folder": [], "hdfs": []}
+        for i in range(tools.repeats):
+            for name, url in (("folder", ""), ("hdfs", f"{hdfs.url}/run{i}")):
+                rate, facts = with_exchange(tools, 0.0, tools.seconds, url)
+                rates[name].append(rate)
+        folder, remote = statistics.median(rates["folder"]), statistics.median(rates["hdfs"])
+    return {"bytes": len(data), **quantiles(took), "rows_per_s": {"folder": round(folder), "hdfs": round(remote)},
+            "hdfs_to_folder": round(remote / folder, 3), "snapshots": facts["snapshots"]}  # fmt: skip
+
+
+# ---- leader of three brokers ----------------------------------------------------------------------------------------
+def leader(tools: Tools) -> dict[str, Any]:
+    """The test with three brokers in containers, several times: it fails on a lost or doubled record."""
+    test = ROOT / "tests" / "integration" / "test_containers.py"
+    pauses, records = [], []
+    for _ in range(tools.repeats):
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-s", str(test), "-k", "leader"],
+            capture_output=True, text=True, cwd=ROOT, check=False,
+        )  # fmt: skip
+        told = re.search(r"leader killed: (\d+) records, longest pause ([\d.]+) s", done.stdout)
+        if done.returncode or told is None:
+            return {"skipped": (done.stdout + done.stderr)[-500:]}
+        records.append(int(told[1]))
+        pauses.append(float(told[2]))
+    return {"records": records, "lost": 0, "doubled": 0, "pause_s": statistics.median(pauses), "pauses_s": pauses}
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+def _resident(run: RunHarness, name: str) -> int:
+    pid = run.workers[name].pid
+    assert pid is not None
+    return int(psutil.Process(pid).memory_info().rss)
+
+
+def memory(tools: Tools) -> dict[str, Any]:
+    """Resident memory of a worker: idle, per parameter of one slot, and over time."""
+    idle = tools.run(hidden=(16,), phases=[CD], slots=1, **SHAPE)
+    idle.start_worker("idle")
+    idle.wait_for(lambda f: bool(f.replica.chains[0].worker), 60)
+    idle.follow(5.0)
+    idle_bytes = _resident(idle, "idle")
+    idle.close()
+    large = tools.run(hidden=(4000,), phases=[PhaseSpec("cd", epochs=10**5, batch=20, tau=2)], slots=1, **SHAPE)
+    large.feed_rows(grey(2000))
+    large.start_worker("large")
+    large.wait_for(lambda f: f.ledger.updates > 10, 120)
+    samples = []
+    until = time.monotonic() + 60 * tools.minutes
+    while time.monotonic() < until:
+        large.follow(5.0)
+        samples.append(_resident(large, "large"))
+    parameters = len(large.follower.replica.acc)
+    large.close()
+    half = len(samples) // 2
+    return {
+        "idle_MB": round(idle_bytes / 1e6, 1),
+        "parameters": parameters,
+        "bytes_per_parameter": round((statistics.median(samples) - idle_bytes) / parameters, 1),
+        "minutes": tools.minutes,
+        "growth_MB": round((statistics.mean(samples[half:]) - statistics.mean(samples[:half])) / 1e6, 2),
+    }
+
+
+# ---- Spark placement ------------------------------------------------------------------------------------------------
+def placement(tools: Tools) -> dict[str, Any]:
+    """A Python worker on an executor is killed: seconds until all its slots train again."""
+    extra = {
+        **PLACEMENT_SETTINGS, "spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1",
+        "spark.executor.memory": "512m", "spark.ui.enabled": "false",
+    }  # fmt: skip
+    took: list[float] = []
+    with SparkCluster(tools.folder / "spark") as cluster:
+        spark = open_session("bench", cluster.master, tools.folder / "driver", extra)
+        try:
+            run = tools.run(visible=96, hidden=(64,), phases=[PhaseSpec("cd", epochs=10**5, batch=20, tau=5)])
+            run.feed_rows((grey(4000, 96) > 0).astype(np.uint8))
+            placed = place_workers(spark, WorkerOrder(run.run, run.bootstrap), 2)
+            took.extend(_kill_one(run) for _ in range(max(5, tools.repeats)))
+            placed.cancel()
+        finally:
+            close_session(spark)
+    return {"kills": len(took), "p50_s": round(statistics.median(took), 2), "runs_s": [round(t, 2) for t in took]}
+
+
+def _kill_one(run: RunHarness) -> float:
+    at = run.follower.ledger.updates
+    run.wait_for(lambda f: f.ledger.updates > at + 200 and len({c.worker for c in f.replica.chains[:-1]}) == 2, 120)
+    victim = next(p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] and run.run in p.info["cmdline"])
+    name = victim.cmdline()[victim.cmdline().index("--name") + 1]
+    before = {i: c for i, c in enumerate(run.follower.replica.chains[:-1]) if c.worker.startswith(f"{name}#")}
+    victim.parent().kill()
+    began = time.monotonic()
+    run.wait_for(
+        lambda f: all(
+            f.replica.chains[i].incarnation > c.incarnation and f.replica.chains[i].step > c.step
+            for i, c in before.items()
+        ),
+        120,
+    )
+    return time.monotonic() - began
+
+
+# ---- putting it together --------------------------------------------------------------------------------------------
+class Tools:
+    """What parts share: a folder, a broker, and how long and often to measure."""
+
+    def __init__(self, folder: Path, bootstrap: str, repeats: int, seconds: float, minutes: float) -> None:
+        self.folder, self.bootstrap = folder, bootstrap
+        self.repeats, self.seconds, self.minutes = repeats, seconds, minutes
+        self._runs: list[RunHarness] = []
+
+    def run(self, **options: Any) -> RunHarness:
+        """A run on the broker."""
+        options.setdefault("visible", 96)
+        folder = self.folder / f"run{len(self._runs)}"
+        self._runs.append(RunHarness(self.bootstrap, folder, name="bench", snapshot_every_s=5.0, **options))
+        return self._runs[-1]
+
+    def close(self) -> None:
+        """End what still runs."""
+        for run in self._runs:
+            with contextlib.suppress(Exception):
+                run.close()
+
+
+PARTS: dict[str, tuple[Callable[[Tools], dict[str, Any]], str, Callable[[dict[str, Any]], bool]]] = {
+    "latency": (latency, "p50 <= 10 ms, p99 <= 50 ms", lambda r: r["p50_ms"] <= 10 and r["p99_ms"] <= 50),
+    "exchange": (
+        exchange,
+        "tau 10 >= 88 %, adaptive >= 93 % of the rows/s without exchange",
+        lambda r: r["tau_10_share"] >= 0.88 and r["adaptive_share"] >= 0.93,
+    ),
+    "feed": (feed, ">= 50 MB/s", lambda r: r["MB_per_s"] >= 50),
+    "snapshot": (
+        snapshot,
+        "publication p50 <= 1 s, rows/s within 3 %",
+        lambda r: r["p50_ms"] <= 1000 and r["hdfs_to_folder"] >= 0.97,
+    ),
+    "leader": (leader, "nothing lost or doubled, pause <= 15 s", lambda r: r.get("pause_s", 99) <= 15),
+    "memory": (
+        memory,
+        "idle <= 250 MB, <= 12 bytes per parameter beyond, flat",
+        lambda r: r["idle_MB"] <= 250 and r["bytes_per_parameter"] <= 12 and r["growth_MB"] < 5,
+    ),
+    "placement": (placement, "killed Python worker -> its slots train again: p50 <= 10 s", lambda r: r["p50_s"] <= 10),
+}
+
+
+@contextlib.contextmanager
+def load_watched() -> Iterator[dict[str, float]]:
+    """Mean number of other runnable processes while the block runs."""
+    facts: dict[str, float] = {}
+    samples: list[float] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(1.0):
+            samples.append(os.getloadavg()[0])
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    began = time.monotonic()
+    yield facts
+    stop.set()
+    thread.join()
+    facts |= {"load_mean": round(statistics.mean(samples or [0.0]), 2), "wall_s": round(time.monotonic() - began, 1)}
+
+
+def main() -> None:
+    """Measure the parts that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"default all of: {', '.join(PARTS)}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="merge the results into this file")
+    parser.add_argument("--repeats", type=int, default=3, help="runs per figure")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of one throughput measurement")
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long memory is watched")
+    parser.add_argument("--peer", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peer:
+        peer(options.peer[0], options.peer[1], int(options.peer[2]))
+        return
+    if options.alone:
+        alone(options.alone[0], float(options.alone[1]))
+        return
+    unknown = set(options.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"unknown parts {sorted(unknown)}; known: {', '.join(PARTS)}")
+    results: dict[str, Any] = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+    results["machine"] = {"cores": os.cpu_count(), "python": platform.python_version(), "cpu": platform.processor()}
+    with (
+        tempfile.TemporaryDirectory(prefix="gossipdbn-bench-") as name,
+        Broker(f"{name}/broker", die_with_parent=True) as b,
+    ):
+        tools = Tools(Path(name), b.bootstrap, options.repeats, options.seconds, options.minutes)
+        try:
+            for part in options.parts or PARTS:
+                measure, bar, holds = PARTS[part]
+                with load_watched() as circumstances:
+                    found = measure(tools)
+                results[part] = {"bar": bar, "holds": "skipped" not in found and holds(found), **found, **circumstances}
+                print(part, json.dumps(results[part], indent=1), flush=True)
+                if options.json:
+                    options.json.parent.mkdir(parents=True, exist_ok=True)
+                    options.json.write_text(json.dumps(results, indent=1) + "\n")
+        finally:
+            tools.close()
+
+
+if __name__ == "__main__":
+    main()
