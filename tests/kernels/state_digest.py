@@ -1,0 +1,90 @@
+"""Prints, as JSON, this process's tier and the SHA-256 of everything that a fixed piece of training leaves behind.
+
+Run by the tests in child processes that compile for other CPUs: ``python -m tests.kernels.state_digest [parts]``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+
+import numpy as np
+
+from gossipdbn.kernels import codec
+from gossipdbn.kernels.tiers import TIER
+from gossipdbn.models import learners
+from gossipdbn.models.spec import ModelSpec, PhaseSpec
+
+f4 = np.float32
+
+
+def rows_of(spec: ModelSpec, n: int) -> np.ndarray:
+    rng = np.random.default_rng(11)
+    if spec.visible_units == "binary":
+        return (rng.random((n, spec.visible)) < 0.2).astype(np.uint8)
+    if spec.visible_units == "grey":
+        return (rng.integers(0, 128, (n, spec.visible)) * (rng.random((n, spec.visible)) < 0.4)).astype(np.uint8)
+    x = rng.integers(-300, 300, (n, spec.visible)).astype(f4) * f4(1 / 128)
+    x[:, list(spec.binary_columns)] = x[:, list(spec.binary_columns)] > 0
+    return x
+
+
+def trained(spec: ModelSpec, phase: PhaseSpec, rounds: int, per_round: int) -> str:
+    """SHA-256 of parameters and state after some rounds."""
+    x = rows_of(spec, per_round)
+    labels = (np.arange(per_round) % max(spec.classes, 1)).astype(np.int32)
+    mean = (x.astype(np.float64).mean(0) / (127 if spec.visible_units == "grey" else 1)).astype(f4)
+    p = learners.initial_parameters(spec, 99, mean)
+    state = learners.new_state(spec, phase)
+    batches = -(-per_round // phase.batch)
+    for r in range(rounds):
+        ctx = learners.RoundContext(99, 1, r * batches, 2, mean, np.full(batches, phase.lr, f4))
+        learners.train_round(spec, phase, p, state, x, labels if spec.classes else None, ctx)
+    h = hashlib.sha256(p.tobytes())
+    for name in sorted(state):
+        h.update(name.encode() + state[name].tobytes())
+    h.update(learners.transform(spec, p, x).tobytes())
+    h.update(learners.reconstruct(spec, p, x[:20]).tobytes() + learners.free_energy(spec, p, x[:20]).tobytes())
+    if spec.classes:
+        h.update(learners.predict_proba(spec, p, x).tobytes())
+    return h.hexdigest()
+
+
+def coded() -> str:
+    rng = np.random.default_rng(12)
+    h = hashlib.sha256()
+    for rows, cols in ((60, 77), (1, 500), (200, 10)):
+        d = (np.rint(rng.standard_normal((rows, cols)) ** 3 * 5000)).astype(np.int32)
+        for kind in (codec.TERNARY, codec.INT8, codec.EXACT):
+            x = d.copy()
+            h.update(codec.quantise(kind, x, 4) + x.tobytes())
+        h.update(codec.digest(d, 3).to_bytes(8, "little"))
+    return h.hexdigest()
+
+
+PARTS = {
+    "binary cd": lambda: trained(ModelSpec(131, (77,), "binary"), PhaseSpec("cd", batch=20, momentum=0.9), 25, 93),
+    "grey cd-3": lambda: trained(
+        ModelSpec(65, (33,), "grey"), PhaseSpec("cd", batch=50, k=3, weight_decay=1e-3, l1=1e-4, max_norm=3.0), 30, 200
+    ),
+    "pcd": lambda: trained(
+        ModelSpec(784, (500,), "grey"), PhaseSpec("pcd", batch=100, lr=0.02, sparsity_cost=0.1, sparsity_target=0.1), 10, 1000
+    ),
+    "gaussian": lambda: trained(ModelSpec(19, (41,), "gaussian"), PhaseSpec("cd", batch=16, lr=0.01), 15, 110),
+    "mixed": lambda: trained(
+        ModelSpec(19, (21,), "mixed", 0, (0, 3, 18)), PhaseSpec("pcd", batch=9, lr=0.01, k=2), 15, 80
+    ),
+    "adam": lambda: trained(
+        ModelSpec(50, (37, 20), "grey", 5), PhaseSpec("backprop", batch=16, lr=0.01, optimizer="adam", dropout=0.2), 15, 110
+    ),
+    "momentum": lambda: trained(
+        ModelSpec(50, (37,), "gaussian", 3), PhaseSpec("backprop", batch=16, lr=0.1, momentum=0.9, weight_decay=1e-3), 15, 110
+    ),
+    "joint": lambda: trained(ModelSpec(50, (37, 20), "binary", 5), PhaseSpec("joint", batch=16), 10, 110),
+    "codec": coded,
+}
+
+if __name__ == "__main__":
+    chosen = sys.argv[1:] or list(PARTS)
+    print(json.dumps({"tier": TIER, "digests": {name: PARTS[name]() for name in chosen}}))

@@ -1,0 +1,77 @@
+"""The same bits on every tier: this process and child processes compiled for other CPUs against committed digests."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import llvmlite.binding as llvm
+import pytest
+
+from gossipdbn.kernels import tiers
+from gossipdbn.kernels.version import NUMERICS
+from tests.kernels.state_digest import PARTS
+
+HERE = Path(__file__).parent
+GOLDEN = json.loads((HERE / "golden.json").read_text())
+HOST = {f[1:] for f in llvm.get_host_cpu_features().flatten().split(",") if f.startswith("+")}
+AVX2 = "+avx,+avx2,+fma,+sse4.2,+sse4.1,+ssse3,+sse3,+sse2,+popcnt,+bmi,+bmi2"
+AVX512 = AVX2 + ",+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512cd"
+FORCED = {
+    "generic": ("generic", "", set()),
+    "avx2": ("haswell", AVX2, {"avx2", "fma"}),
+    "avx512": ("skylake-avx512", AVX512, {"avx512bw", "avx512vl", "avx512dq"}),
+    "vnni": ("cascadelake", AVX512 + ",+avx512vnni", {"avx512bw", "avx512vl", "avx512dq", "avx512vnni"}),
+}
+
+
+def test_goldens_belong_to_this_numerics_version():
+    assert GOLDEN["numerics"] == NUMERICS
+    assert set(GOLDEN["digests"]) == set(PARTS)
+
+
+@pytest.mark.parametrize("part", sorted(PARTS))
+def test_golden_digest_of_this_process(part):
+    """A change here changes results: it needs a new NUMERICS and new digests, and old runs cannot be replayed."""
+    assert PARTS[part]() == GOLDEN["digests"][part]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tier", sorted(FORCED))
+def test_other_tiers_give_the_same_bits(tier):
+    cpu, features, needed = FORCED[tier]
+    if not needed <= HOST:
+        pytest.skip(f"this CPU lacks {', '.join(sorted(needed - HOST))}")
+    env = os.environ | {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features}
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.state_digest"], env=env, cwd=HERE.parent.parent, capture_output=True, text=True,
+        timeout=590, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    got = json.loads(run.stdout)
+    assert got == {"tier": tier, "digests": GOLDEN["digests"]}
+
+
+@pytest.mark.parametrize(
+    ("features", "amx", "tier"),
+    [
+        ("", True, "generic"),
+        ("avx2", True, "generic"),
+        ("avx2,fma", True, "avx2"),
+        ("avx2,fma,avx512f,avx512bw,avx512vl", True, "avx2"),
+        ("avx512f,avx512bw,avx512vl,avx512dq", True, "avx512"),
+        ("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", True, "vnni"),
+        ("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,amx-tile,amx-int8", True, "amx"),
+        ("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,amx-tile,amx-int8", False, "vnni"),
+        ("avx512f,avx512bw,avx512vl,avx512dq,amx-tile,amx-int8", True, "avx512"),
+    ],
+)
+def test_choice_of_tier(features, amx, tier):
+    assert tiers.choose(frozenset(features.split(",")), lambda: amx) == tier
+
+
+def test_cache_folder_names_version_and_tier():
+    assert f"kernels-{NUMERICS}-{tiers.TIER}-" in tiers.CACHE_FOLDER.name
