@@ -281,7 +281,7 @@ class Checker:
         if not isinstance(message, SnapshotAnnounced):
             return type(message).__name__
         self._announced(message)
-        return f"snapshot {message.name} of slot {message.slot} at update {message.seq}"
+        return f"snapshot of slot {message.slot} at update {message.seq}"
 
     def _announced(self, a: SnapshotAnnounced) -> None:
         """An announced snapshot is whole, of the accepted chain, and what the log says; later it may only vanish."""

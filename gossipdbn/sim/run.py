@@ -13,7 +13,7 @@ from gossipdbn.sim.checkers import Violation
 from gossipdbn.sim.options import Options, draw, without
 from gossipdbn.sim.world import World
 
-__all__ = ["Failure", "Result", "run_one", "run_seeds", "shrink", "trace"]
+__all__ = ["Failure", "Result", "describe", "run_one", "run_seeds", "shrink", "trace"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +102,14 @@ def run_seeds(seeds: Iterable[int], stop_at: int = 10, shrink_failures: bool = T
 def trace(seed: int, least: bool = False) -> list[str]:
     """The transcript of a seed's schedule (with the fewest faults that still break an invariant, if ``least``)."""
     options = draw(seed)
-    if least:
-        options = shrink(options)
+    return describe(shrink(options) if least else options)
+
+
+def describe(options: Options) -> list[str]:
+    """Run a schedule and tell what happened, line by line."""
     world, violation = run_one(options, trace=True)
     head = (
-        f"seed {seed}: {options.slots} slots, {options.workers} workers, rows {list(options.rows)}, "
+        f"seed {options.seed}: {options.slots} slots, {options.workers} workers, rows {list(options.rows)}, "
         f"phases {[(p.learner, p.epochs, p.batch * p.tau) for p in options.phases]}, codec {options.codec}, "
         f"window {options.pending}, gate {options.gate}, snapshots every {options.snapshot_every_s} s"
     )
