@@ -17,7 +17,6 @@ from gossipdbn.core.values import (
     RESUME,
     Accepted,
     Claim,
-    SnapshotAnnounced,
 )
 from gossipdbn.errors import LocalProtocolError
 from tests.core.making import WIRE, Author, Bench, a_manifest, changed, fresh
@@ -334,75 +333,6 @@ def test_damaged_memory_is_not_stored_and_closes_nothing():
     b.host.replica.acc[3] ^= 64
     with pytest.raises(LocalProtocolError, match="memory is damaged"):
         b.work()
-
-
-def test_a_snapshot_waits_until_nothing_is_pending():
-    b = Bench(M, snapshot_every_s=0.1)
-    b.own(0)
-    b.train()
-    b.tick()
-    assert not b.work() and b.host.slots[0].waits_for == "its updates, for a snapshot"
-    b.deliver()
-    (store,) = b.work()
-    s = store.snapshot
-    assert (s.slot, s.state.seq, s.state.tip) == (0, 1, b.host.replica.chains[0].tip)
-    assert s.digest == b.host.replica.digest() and s.chains == tuple(b.host.replica.chains)
-    s.state.residual[:] = 1
-    assert b.host.slots[0].state.residual.max() != 1 or b.host.slots[0].state.residual.min() != 1
-    b.tick()
-    assert [type(e) for e in b.work()] == [ev.Train]  # one at a time, and nothing new to keep
-    announced = SnapshotAnnounced("r", 0, 1, "n", 1, b"x" * 32, (1, 0, 0), 0)
-    assert b.step(ev.SnapshotStored(0, announced)) == [ev.Announce(announced)]
-    assert b.step(ev.SnapshotStored(0, None)) == []
-
-
-def test_nothing_new_to_keep_never_stops_training():
-    b = Bench(M, snapshot_every_s=0.0)
-    b.own(0)
-    assert [type(e) for e in b.work()] == [ev.Train]
-
-
-def test_a_slot_that_moves_finishes_keeps_and_releases(bench):
-    bench.train()
-    bench.step(ev.Unassigned(0))
-    assert not bench.work() and 0 in bench.host.slots
-    bench.deliver()
-    store, release = bench.work()
-    assert isinstance(store, ev.StoreSnapshot) and release == ev.Release(0)
-    assert 0 not in bench.host.slots
-
-
-def test_a_slot_that_moves_before_it_runs_is_released_at_once():
-    b = Bench(M)
-    b.step(ev.Assigned(0))
-    assert b.step(ev.Unassigned(0)) == [ev.Release(0)]
-    assert b.step(ev.Unassigned(0)) == []
-
-
-def test_a_slot_fenced_while_it_moves_is_released(bench):
-    bench.train()
-    bench.step(ev.Unassigned(0))
-    bench.log[0].append(foreign_claim(bench))
-    bench.deliver()
-    assert 0 not in bench.host.slots and ev.Release(0) in bench.effects
-
-
-def test_a_slot_that_comes_back_while_it_moves_goes_on(bench):
-    bench.train()
-    bench.step(ev.Unassigned(0))
-    bench.step(ev.Assigned(0))
-    bench.deliver()
-    assert [type(e) for e in bench.work()] == [ev.Train]
-
-
-def test_a_round_of_an_earlier_life_is_not_published(bench):
-    (job,) = [e.job for e in bench.work()]
-    bench.log[0].append(foreign_claim(bench))
-    bench.deliver()
-    assert bench.step(ev.RoundTrained(job, NO_METRICS)) == []
-    bench.tick()
-    bench.deliver()
-    assert bench.step(ev.RoundTrained(job, NO_METRICS)) == []
 
 
 def test_a_large_payload_goes_to_the_store_first():

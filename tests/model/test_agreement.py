@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 
@@ -15,6 +17,7 @@ from gossipdbn.kernels import codec
 from gossipdbn.models.spec import ModelSpec, PhaseSpec
 from tests.core.making import WIRE, a_manifest
 from tests.model import protocol_model as model
+from tests.model import schedules
 
 SCHEDULES = 160
 PARAMETERS = 3
@@ -87,10 +90,10 @@ def test_production_judges_as_the_model_does(first: int) -> None:
 
         def look(*what, watch=watch, seed=seed) -> None:
             if not watch:
-                watch.append(Translation(model.draw(model.random.Random(seed))))
+                watch.append(Translation(schedules.draw(random.Random(seed))))
             watch[0](*what)
 
-        world = model.run(seed, look)
+        world = schedules.run(seed, look)
         same_place(watch[0].truth, world.truth)
         for worker in world.workers:
             if worker.name in watch[0].readers:
@@ -101,13 +104,13 @@ def test_production_judges_as_the_model_does(first: int) -> None:
 
 def test_the_model_keeps_its_own_rules() -> None:
     for seed in range(1000, 1100):
-        model.run(seed)
+        schedules.run(seed)
 
 
 def broken_within(seeds: range) -> str:
     for seed in seeds:
         try:
-            model.run(seed)
+            schedules.run(seed)
         except model.Broken as e:
             return str(e)
     return ""
