@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=6)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--session", type=float, default=3.0, help="the group's session timeout, seconds")
-    parser.add_argument("--snapshot-every", type=float, default=5.0)
+    parser.add_argument("--snapshot-every", type=float, default=1.0, help="seconds, per slot")
     parser.add_argument("--jobs", type=int, default=2, help="processes of the replay")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
@@ -185,7 +185,9 @@ def main() -> None:
         "kills": len(kills), "recomputed_rounds": again,
         "resume_p50_s": round(statistics.median(back), 2) if back else None,
         "resume_p90_s": round(float(np.quantile(back, 0.9)), 2) if back else None, "resumes": len(back),
-        "session_s": o.session, "every_s": o.every, "workers": o.workers, "slots": o.slots, "epochs": epochs,
+        "session_s": o.session,
+        "snapshot_every_s": o.snapshot_every, "every_s": o.every,
+        "workers": o.workers, "slots": o.slots, "epochs": epochs,
         "tier": str(TIER), "killed": killed, "undisturbed": undisturbed,
     }  # fmt: skip
     print(json.dumps(result, indent=1))

@@ -173,7 +173,9 @@ def _verify(found: Recorded, jobs: int, json: Path | None) -> None:
                   if logged.get(k) != here.get(k)]  # fmt: skip
         out.print("packages: " + (", ".join(others) or "the same versions"))
     if not v.identical:
-        out.print(f"NOT IDENTICAL after {v.updates} updates that are")
+        out.print(
+            f"NOT IDENTICAL: {v.updates} of {sum(v.version) - v.revocations} updates were recomputed and are the same"
+        )
         raise typer.Exit(WRONG)
     out.print(f"bit-identical, {v.updates} updates, digest {v.digest}")
 

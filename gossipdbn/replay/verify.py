@@ -281,6 +281,8 @@ def verify(
     beyond = sum(history.version) - sum(whole)
     if beyond and history.state == "finished":
         problems.append(f"{beyond} updates name others that the log does not hold")
+    if history.voids and not history.order:
+        problems.append(f"none of {history.voids} records is valid: wrong keys, or records of something else")
     problems += compare(expected, history) if expected is not None else []
     problems += [*_revocation_problems(history), *_digest_problems(history, digest)]
     divergences = sorted((r.divergence for r in results if r.divergence), key=lambda d: (d.at_ms, d.slot, d.seq))

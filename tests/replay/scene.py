@@ -61,12 +61,16 @@ PHASES = (
 
 @dataclass
 class Scene:
-    """A run in memory. ``train``: who trains; the stand-in, or ``rounds.run`` for the real learners."""
+    """A run in memory. ``train``: who trains; the stand-in, or ``rounds.run`` for the real learners.
+
+    ``keys``: workers sign with key 1 of them, if there are any.
+    """
 
     train: rounds.Trainer = walk
     manifest: Manifest = field(default_factory=lambda: manifest(3))
     log: MemoryLog = field(default_factory=MemoryLog)
     store: MemoryStore = field(default_factory=MemoryStore)
+    keys: dict[int, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.run = self.manifest.run
@@ -91,9 +95,11 @@ class Scene:
             self.log.append(self.names.shards, slot, envelope.seal(encode_shard(sequence.end_mark())))
 
     def worker(self, name: str, stop: threading.Event, snapshot_every_s: float = 0.005) -> Worker:
-        control = load_control(self.log, self.run, {})
-        options = WorkerOptions(name, snapshot_every_s=snapshot_every_s)
-        return Worker(self.log, self.store, control, options, SystemClock(), train=self.train, should_stop=stop.is_set)
+        control = load_control(self.log, self.run, self.keys)
+        options = WorkerOptions(name, snapshot_every_s=snapshot_every_s, key_id=min(self.keys, default=0))
+        return Worker(
+            self.log, self.store, control, options, SystemClock(), self.keys, train=self.train, should_stop=stop.is_set
+        )
 
     def count(self) -> int:
         """Records on the updates topic."""
@@ -143,8 +149,8 @@ class Scene:
 
     def logged(self, folder: Path) -> LoggedRun:
         """The run as replay sees it."""
-        collect(self.log, self.manifest, self.store, {}, folder)
-        return open_run(folder, {})
+        collect(self.log, self.manifest, self.store, self.keys, folder)
+        return open_run(folder, self.keys)
 
 
 class Killed(Exception):

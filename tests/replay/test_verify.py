@@ -12,7 +12,7 @@ import pytest
 from gossipdbn.core import rounds
 from gossipdbn.core.values import Manifest, WorkerState
 from gossipdbn.models.spec import layout
-from gossipdbn.replay.history import LoggedRun, judge_all
+from gossipdbn.replay.history import LoggedRun, judge_all, open_run
 from gossipdbn.replay.pieces import cut
 from gossipdbn.replay.verify import divergence_text, verify
 from gossipdbn.wire.messages import encode_control
@@ -116,3 +116,15 @@ def test_processes_find_the_same(tmp_path: Path) -> None:
     assert one.identical and two.identical
     assert (one.digest, one.updates, one.version) == (two.digest, two.updates, two.version)
     assert two.jobs == 2 and np.uint64(int(two.digest, 16)) > 0
+
+
+def test_a_signed_run_needs_its_keys(tmp_path: Path) -> None:
+    scene = Scene(keys={1: b"k" * 32}, manifest=manifest(3, inline_bytes=200))
+    scene.feed(*rows(100))
+    scene.work("only")
+    assert verify(scene.logged(tmp_path), train=walk).identical
+    stranger = verify(open_run(tmp_path, {}), train=walk)
+    assert not stranger.identical and stranger.updates == 0
+    assert any("key 1" in p for p in stranger.problems)
+    forger = verify(open_run(tmp_path, {1: b"x" * 32}), train=walk)
+    assert not forger.identical and forger.voids > 0 and "wrong keys" in forger.problems[0]
