@@ -12,6 +12,7 @@ from tests.naive_learning import Options, lane_tree
 
 Floats = NDArray[np.float32]
 LOG2E = f4(1.4426950408889634)
+ONE = f4(1)
 
 
 @dataclass
@@ -142,8 +143,8 @@ class Optimiser:
     decay: float = 0.0
     l1: float = 0.0
     dropout: float = 0.0
-    power1: np.float32 = f4(1)
-    power2: np.float32 = f4(1)
+    power1: np.float32 = ONE
+    power2: np.float32 = ONE
 
 
 def rsqrt(x: Floats) -> Floats:
@@ -154,7 +155,10 @@ def rsqrt(x: Floats) -> Floats:
     return y
 
 
-def stepped(w: Floats, g: Floats, layer: Dense, prefix: str, rate: np.float32, eps2: np.float32, o: Optimiser) -> Floats:
+def stepped(
+    w: Floats, g: Floats, layer: Dense, prefix: str, rate: np.float32, eps2: np.float32, o: Optimiser
+) -> Floats:
+    g = flush(g)
     if not prefix:
         if o.decay:
             g = fma(w, f4(o.decay), g)
@@ -188,7 +192,7 @@ def forward(layers: list[Dense], x: Floats, o: Optimiser, key: int) -> tuple[lis
         if n + 1 == len(layers):
             acts.append(softmax(pre))
             break
-        p = sigmoid(pre)
+        p = flush(sigmoid(pre))
         s = p * (f4(1) - p)
         if o.dropout:
             stream = chain64(key, n, 1 << 20)
@@ -209,7 +213,7 @@ def backprop_minibatch(
     if not known.any():
         return
     share = f4(f4(1) / f4(known.sum()))
-    delta = acts[-1] * share
+    delta = flush(acts[-1] * share)
     rows = np.flatnonzero(known)
     delta[rows, labels[rows]] = (acts[-1][rows, labels[rows]] - f4(1)) * share
     delta[~known] = 0

@@ -58,7 +58,7 @@ def _sigmoid_layer(act, slope, bias, rows, columns, width, keep, key):
         k0, k1 = vi(np.int64(k & _LOW)), vi(np.int64(k >> _S32))
         for c in range(0, width, 16):
             o = r * width * 4 + c * 4
-            p = sigmoid(fadd(loadf(act + o), loadf(bias + c * 4)))
+            p = flush(sigmoid(fadd(loadf(act + o), loadf(bias + c * 4))))
             mask = _column_mask(c, columns)
             p = from_bits(iand(bits(p), mask))
             s = fmul(p, fsub(vf(f4(1)), p))
@@ -128,7 +128,7 @@ def _head_delta(p, delta, labels, first, rows, columns, width):
                 storef(d + c * 4, vf(f4(0)))
             continue
         for c in range(0, width, 16):
-            storef(d + c * 4, fmul(loadf(at + c * 4), vf(share)))
+            storef(d + c * 4, flush(fmul(loadf(at + c * 4), vf(share))))
         pokef(d + label * 4, f4(f4(peekf(at + label * 4) - f4(1)) * share))
         best = 0
         for c in range(1, columns):
