@@ -96,9 +96,7 @@ def lane_tree(lanes: Floats) -> Floats:
     return lanes[..., 0]
 
 
-def cd_minibatch(
-    m: Layer, x: Ints, one: int, rate: float, o: Options, key: int, chains: Ints | None
-) -> int:
+def cd_minibatch(m: Layer, x: Ints, one: int, rate: float, o: Options, key: int, chains: Ints | None) -> int:
     """One minibatch of centred CD-k, or PCD-k with ``chains`` [rows, hidden] (changed); returns the error in 1/1024."""
     n, hidden = x.shape[0], m.w.shape[1]
     rate = f4(f4(rate) * f4(2.0**24))
@@ -142,8 +140,11 @@ def update(m: Layer, x: Ints, v: Ints, q0: Ints, q1: Ints, one: int, rate: np.fl
     dh = (q0.sum(0) - q1.sum(0)).astype(f4) * f4(rate * mean)
     sums = x.T @ q0 - one * (v.T @ q1)
     mu_neg = -m.mu
-    g = fma(sums.astype(f4), f4(rate * f4(mean / f4(one))),
-            fma(mu_neg[:, None], dh[None, :], dv_neg[:, None] * m.lam[None, :]))
+    g = fma(
+        sums.astype(f4),
+        f4(rate * f4(mean / f4(one))),
+        fma(mu_neg[:, None], dh[None, :], dv_neg[:, None] * m.lam[None, :]),
+    )
     db = np.zeros(hidden, f4)
     for i in range(visible):
         db = fma(g[i], mu_neg[i], db)

@@ -52,8 +52,27 @@ def choose(features: frozenset[str], request_amx: Callable[[], bool]) -> Tier:
     return "avx2" if {"avx2", "fma"} <= features else "generic"
 
 
+_ORDER: tuple[Tier, ...] = ("amx", "vnni", "avx512", "avx2", "generic")
+
+
+def cache_root() -> Path:
+    """``NUMBA_CACHE_DIR``, or gossipdbn's folder in the user's cache."""
+    return Path(config.CACHE_DIR) if config.CACHE_DIR else Path(AppDirs("gossipdbn", appauthor=False).user_cache_dir)
+
+
+def ban_marker(tier: str) -> Path:
+    """The file that bans a tier on this machine, written when it fails its self-test."""
+    return cache_root() / f"banned-{NUMERICS}-{tier}"
+
+
+def first_allowed(tier: Tier, banned: Callable[[Tier], bool]) -> Tier:
+    """``tier``, or the next one below that is not banned; generic always is allowed."""
+    below = _ORDER[_ORDER.index(tier) :]
+    return next((t for t in below if t == "generic" or not banned(t)), "generic")
+
+
 FEATURES = cpu_features()
-TIER: Tier = choose(FEATURES, _request_amx)
+TIER: Tier = first_allowed(choose(FEATURES, _request_amx), lambda t: ban_marker(t).exists())
 """The tier of this process; fixed when gossipdbn.kernels is imported."""
 
 WIDE = TIER in ("amx", "vnni", "avx512")
@@ -70,9 +89,8 @@ def _source_digest() -> str:
 
 
 def cache_folder() -> Path:
-    """Folder of this version's and tier's machine code, under ``NUMBA_CACHE_DIR`` or the user's cache folder."""
-    root = Path(config.CACHE_DIR) if config.CACHE_DIR else Path(AppDirs("gossipdbn", appauthor=False).user_cache_dir)
-    return root / f"kernels-{NUMERICS}-{TIER}-{_source_digest()}"
+    """Folder of this version's and tier's machine code."""
+    return cache_root() / f"kernels-{NUMERICS}-{TIER}-{_source_digest()}"
 
 
 CACHE_FOLDER = cache_folder()

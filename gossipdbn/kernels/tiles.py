@@ -27,12 +27,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from gossipdbn.kernels.tiers import FEATURES, TIER, WIDE, inline
+from gossipdbn.kernels.tiers import TIER, WIDE, inline
 from gossipdbn.kernels.vectors import function
 
 F32, UB, BU, BUS = 0, 1, 2, 3
 LANES = 16 if WIDE else 8
-_VNNI = WIDE and "avx512vnni" in FEATURES
+_VNNI = TIER in ("amx", "vnni")
 _F, _I, _I8, _I16, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(8), ir.IntType(16), ir.IntType(64)
 
 

@@ -69,17 +69,26 @@ PARTS = {
         ModelSpec(65, (33,), "grey"), PhaseSpec("cd", batch=50, k=3, weight_decay=1e-3, l1=1e-4, max_norm=3.0), 30, 200
     ),
     "pcd": lambda: trained(
-        ModelSpec(784, (500,), "grey"), PhaseSpec("pcd", batch=100, lr=0.02, sparsity_cost=0.1, sparsity_target=0.1), 10, 1000
+        ModelSpec(784, (500,), "grey"),
+        PhaseSpec("pcd", batch=100, lr=0.02, sparsity_cost=0.1, sparsity_target=0.1),
+        10,
+        1000,
     ),
     "gaussian": lambda: trained(ModelSpec(19, (41,), "gaussian"), PhaseSpec("cd", batch=16, lr=0.01), 15, 110),
     "mixed": lambda: trained(
         ModelSpec(19, (21,), "mixed", 0, (0, 3, 18)), PhaseSpec("pcd", batch=9, lr=0.01, k=2), 15, 80
     ),
     "adam": lambda: trained(
-        ModelSpec(50, (37, 20), "grey", 5), PhaseSpec("backprop", batch=16, lr=0.01, optimizer="adam", dropout=0.2), 15, 110
+        ModelSpec(50, (37, 20), "grey", 5),
+        PhaseSpec("backprop", batch=16, lr=0.01, optimizer="adam", dropout=0.2),
+        15,
+        110,
     ),
     "momentum": lambda: trained(
-        ModelSpec(50, (37,), "gaussian", 3), PhaseSpec("backprop", batch=16, lr=0.1, momentum=0.9, weight_decay=1e-3), 15, 110
+        ModelSpec(50, (37,), "gaussian", 3),
+        PhaseSpec("backprop", batch=16, lr=0.1, momentum=0.9, weight_decay=1e-3),
+        15,
+        110,
     ),
     "joint": lambda: trained(ModelSpec(50, (37, 20), "binary", 5), PhaseSpec("joint", batch=16), 10, 110),
     "codec": coded,

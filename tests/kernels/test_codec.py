@@ -10,7 +10,16 @@ import pytest
 from gossipdbn.kernels import codec
 from tests import naive
 
-SHAPES = [(20, 50, 1.0), (1, 500, 1.0), (500, 10, 1.0), (3, 1, 1.0), (7, 17, 1.0), (5, 33, 4.0), (40, 100, 0.01), (30, 3, 1e3)]
+SHAPES = [
+    (20, 50, 1.0),
+    (1, 500, 1.0),
+    (500, 10, 1.0),
+    (3, 1, 1.0),
+    (7, 17, 1.0),
+    (5, 33, 4.0),
+    (40, 100, 0.01),
+    (30, 3, 1e3),
+]
 
 
 def deltas(rows: int, cols: int, spread: float, seed: int = 0) -> np.ndarray:

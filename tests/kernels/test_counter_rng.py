@@ -54,12 +54,19 @@ def streams() -> dict[str, np.ndarray]:
     hidden = [counter_rng.uniform16(counter_rng.stream_key(1, 0, s, 0, 0), 64, 64, pair_rows=True) for s in range(n)]
     visible = [counter_rng.uniform16(counter_rng.stream_key(1, 0, s, 0, 1), 64, 64, pair_rows=False) for s in range(n)]
     column = [
-        np.concatenate([counter_rng.uniform16(counter_rng.stream_key(1, s, t, 0, 1), 64, 2, pair_rows=False)[:, 0] for t in range(64)])
+        np.concatenate(
+            [
+                counter_rng.uniform16(counter_rng.stream_key(1, s, t, 0, 1), 64, 2, pair_rows=False)[:, 0]
+                for t in range(64)
+            ]
+        )
         for s in range(n)
     ]
     words = [counter_rng.bits64(counter_rng.stream_key(1, s, 0, 0, 0), 1024).view(np.uint16) for s in range(n)]
-    return {k: np.array([to_bits(x) for x in v]) for k, v in
-            {"hidden": hidden, "visible": visible, "one column": column, "words": words}.items()}
+    return {
+        k: np.array([to_bits(x) for x in v])
+        for k, v in {"hidden": hidden, "visible": visible, "one column": column, "words": words}.items()
+    }
 
 
 def to_bits(x: np.ndarray) -> np.ndarray:
@@ -138,8 +145,12 @@ def test_statistical_battery(test, sequences):
 
 def test_neighbouring_streams_are_independent():
     """Correlation between draws of adjacent rows, columns, steps, slots and streams is within chance."""
+
     def field(slot, step, stream):
-        return counter_rng.uniform16(counter_rng.stream_key(2, slot, step, 0, stream), 200, 500, pair_rows=stream == 0) / 65536.0
+        return (
+            counter_rng.uniform16(counter_rng.stream_key(2, slot, step, 0, stream), 200, 500, pair_rows=stream == 0)
+            / 65536.0
+        )
 
     a = field(0, 0, 0)
     others = [field(0, 1, 0), field(1, 0, 0), field(0, 0, 1), np.roll(a, 1, 0), np.roll(a, 1, 1), np.roll(a, 2, 0)]

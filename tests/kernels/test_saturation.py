@@ -153,7 +153,13 @@ def test_rows_without_labels_teach_the_head_nothing():
     spec = ModelSpec(30, (20,), "binary", 4)
     p = learners.initial_parameters(spec, 1, np.full(30, 0.5, f4))
     q = p.copy()
-    train(spec, PhaseSpec("backprop", batch=10, optimizer="adam"), q, np.zeros((20, 30), np.uint8), labels=np.full(20, -1, np.int32))
+    train(
+        spec,
+        PhaseSpec("backprop", batch=10, optimizer="adam"),
+        q,
+        np.zeros((20, 30), np.uint8),
+        labels=np.full(20, -1, np.int32),
+    )
     assert (p == q).all()
 
 
@@ -172,7 +178,12 @@ def test_clear_errors():
         train(spec, PhaseSpec("backprop", batch=10), p, x)
     with pytest.raises(LocalProtocolError, match="learning rates"):
         learners.train_round(spec, cd, p, learners.new_state(spec, cd), x, None, ctx(np.zeros(30, f4), 5))
-    for wrong in (PhaseSpec("cd", 3), PhaseSpec("cd", batch=5000), PhaseSpec("cd", k=0), PhaseSpec("backprop", max_norm=1.0)):
+    for wrong in (
+        PhaseSpec("cd", 3),
+        PhaseSpec("cd", batch=5000),
+        PhaseSpec("cd", k=0),
+        PhaseSpec("backprop", max_norm=1.0),
+    ):
         with pytest.raises(ConfigError):
             learners.new_state(spec, wrong)
     with pytest.raises(DataError, match="data means"):

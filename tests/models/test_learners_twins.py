@@ -43,7 +43,13 @@ def context(step: int, mean: np.ndarray, batches: int, lr: float, slots: int = 2
 
 def options_of(phase: PhaseSpec) -> naive_learning.Options:
     return naive_learning.Options(
-        phase.momentum, phase.weight_decay, phase.l1, phase.sparsity_target, phase.sparsity_cost, phase.max_norm, phase.k
+        phase.momentum,
+        phase.weight_decay,
+        phase.l1,
+        phase.sparsity_target,
+        phase.sparsity_cost,
+        phase.max_norm,
+        phase.k,
     )
 
 
@@ -148,7 +154,11 @@ def test_backprop(phase, units, classes):
     labels = np.random.default_rng(5).integers(-1, classes, n).astype(np.int32)
     p, mean = start(spec, x, 0.3)
     tensors = {t.name: p[t.offset : t.offset + t.size].astype(f4).reshape(t.shape) * UNIT for t in layout(spec)}
-    names = [("layer0.weights", "layer0.hidden_bias"), ("layer1.weights", "layer1.hidden_bias"), ("head.weights", "head.bias")]
+    names = [
+        ("layer0.weights", "layer0.hidden_bias"),
+        ("layer1.weights", "layer1.hidden_bias"),
+        ("head.weights", "head.bias"),
+    ]
     layers = [naive_dense.Dense(tensors[w].copy(), tensors[b].copy()) for w, b in names]
     o = naive_dense.Optimiser(phase.optimizer == "adam", phase.momentum, phase.weight_decay, phase.l1, phase.dropout)
     batches = -(-n // phase.batch)
@@ -186,7 +196,9 @@ def test_features_of_integer_layers():
     p, _ = start(spec, x, 0.3)
     below = x.astype(np.int64)
     for n in range(2):
-        w, b = (p[t.offset : t.offset + t.size].astype(np.int64) for t in (layout(spec)[3 * n], layout(spec)[3 * n + 2]))
+        w, b = (
+            p[t.offset : t.offset + t.size].astype(np.int64) for t in (layout(spec)[3 * n], layout(spec)[3 * n + 2])
+        )
         shape = layout(spec)[3 * n].shape
         t = naive_learning.log2_odds(below, w.reshape(shape), b, 127)
         probability = naive.reciprocal(naive.exp2(t) + f4(1))
