@@ -25,8 +25,8 @@ def line(tau: int, p: Point) -> str:
     how = f"{p.relays} relay" if p.relays else "broadcast"
     return (
         f"tau {tau:2d} {p.slots:5d} workers, {how:10s} {p.rows_per_s:12,.0f} rows/s, x{p.speed_up:6.1f} "
-        f"({100 * p.efficiency:5.1f} %), stale {p.stale_rounds:5.2f} rounds, {p.bytes_per_worker_s / 1e6:6.1f} MB/s each; "
-        f"{p.limit}"
+        f"({100 * p.efficiency:5.1f} %), stale {p.stale_rounds:5.2f} rounds, "
+        f"{p.bytes_per_worker_s / 1e6:6.1f} MB/s each; {p.limit}"
     )
 
 
