@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gossipdbn.cli import books, cluster, model, operate, replay, runs, settings, simulate
+from gossipdbn.cli import books, cluster, doctor, model, operate, replay, runs, settings, simulate
 from gossipdbn.cli.options import Commands
 
 app = typer.Typer(
@@ -40,7 +40,7 @@ def _options(
     """Options before the command."""
 
 
-for _group in (runs, model, replay, books, operate, cluster, settings, simulate):
+for _group in (runs, model, replay, books, operate, cluster, settings, doctor, simulate):
     _group.register(app)
 
 

@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 RunArgument = Annotated[str, typer.Argument(metavar="RUN|FILE", help="Run id, its beginning, or an archive file.")]
 LastOption = Annotated[bool, typer.Option("--last", help="The newest run.")]
 JobsOption = Annotated[
-    int | None, typer.Option("--jobs", "-j", help="Processes.", min=1, show_default="as many as there are cores")
+    int | None, typer.Option("--jobs", "-j", help="Processes.", min=1, show_default="one per core, one for small runs")
 ]
 WRONG = 5
 _EVERY_S = 5.0
+_SMALL_BYTES = 8 << 20
 
 
 def register(app: typer.Typer) -> None:
@@ -73,16 +74,17 @@ def recorded_run(where: Where, run: str, last: bool) -> Iterator[Recorded]:
         yield found
 
 
-def _cores(jobs: int | None) -> int:
-    return jobs or len(os.sched_getaffinity(0))
+def _cores(jobs: int | None, found: Recorded) -> int:
+    """As many processes as wanted, else as there are cores; one for runs that are done before others would start."""
+    small = sum(p.size for p in found.run.spool.index.parts if p.kind == "updates") < _SMALL_BYTES
+    return jobs or (1 if small else len(os.sched_getaffinity(0)))
 
 
 def history_of(found: Recorded, jobs: int | None) -> History:
     """Verdicts on all records, and a warning for what could not be judged."""
     from gossipdbn.replay.verify import judge_run, workers
 
-    few = sum(p.records for p in found.run.spool.index.parts if p.kind == "updates") < 2000
-    with workers(found.run, 1 if few else _cores(jobs)) as on:
+    with workers(found.run, _cores(jobs, found)) as on:
         history = judge_run(found.run, on)
     for partition, why in history.undecided.items():
         notice(f"warning: updates partition {partition} is read only up to a record that waits: {why}")
@@ -143,7 +145,7 @@ def replay(
         elif diff is not None:
             _diff(history_of(found, jobs), *diff, json)
         else:
-            _verify(found, _cores(jobs), json)
+            _verify(found, _cores(jobs, found), json)
 
 
 def _verify(found: Recorded, jobs: int, json: Path | None) -> None:

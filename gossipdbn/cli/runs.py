@@ -17,6 +17,7 @@ import msgspec
 import typer
 from rich.console import Console
 
+from gossipdbn.cli.doctor import trust_this_machine
 from gossipdbn.cli.options import HomeOption, JsonOption, home_of, notice, terminal, write_json
 from gossipdbn.config import Home, load
 from gossipdbn.config.keys import read_keys
@@ -221,17 +222,30 @@ def worker(
     """
     _die_with(with_parent)
     _log_lines()
+    trust_this_machine()
     from gossipdbn.worker.process import WorkerSpec, run_worker, stop_on_signals
 
     address = bootstrap or _running(home_of(home), run)
     spec = WorkerSpec(
-        run, address, name or f"{os.uname().nodename}-{os.getpid()}", prefix, store, key_id, _keys(key_file, key_id),
+        _whole_name(run, address, prefix, _pairs("--kafka", kafka)), address,
+        name or f"{os.uname().nodename}-{os.getpid()}", prefix, store, key_id, _keys(key_file, key_id),
         _pairs("--kafka", kafka),
     )  # fmt: skip
     with stop_on_signals() as asked:
         result = run_worker(spec, asked)
     write_json(json, {**msgspec.to_builtins(result), "digest": f"{result.digest:016x}"})
     notice(f"worker {result.name}: {result.rounds} rounds, {result.rows} rows; digest {result.digest:016x}")
+
+
+def _whole_name(run: str, bootstrap: str, prefix: str, kafka: dict[str, str]) -> str:
+    from gossipdbn.adapters.kafka_log import KafkaLog
+    from gossipdbn.launch.look import find_run
+
+    log = KafkaLog(bootstrap, kafka=kafka)
+    try:
+        return find_run(log, run, prefix)
+    finally:
+        log.close()
 
 
 def _running(home: Home, run: str = "") -> str:
