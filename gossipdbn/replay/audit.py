@@ -17,7 +17,7 @@ from gossipdbn.errors import ConfigError, DataError, RemoteProtocolError
 from gossipdbn.kernels.counter_rng import permutation
 from gossipdbn.replay.history import History, Line, LoggedRun
 from gossipdbn.wire import envelope
-from gossipdbn.wire.shards import ShardSequence, decode_shard
+from gossipdbn.wire.shards import ShardSequence, open_shard
 from gossipdbn.worker.rows import limits_of
 
 __all__ = [
@@ -207,7 +207,7 @@ def _read_rows(run: LoggedRun, slot: int) -> _SlotRows:
         found.problem = f"shards partition {slot} starts at offset {start}: what came before was trimmed"
     for record in run.spool.read(topic, slot, start, end):
         try:
-            message = decode_shard(envelope.open_(record.value, run.keys).body, limits)
+            message = open_shard(record.value, limits, run.keys)
         except (RemoteProtocolError, envelope.Unreadable) as error:
             found.dropped.append(Dropped(slot, record.offset, "", f"void: {error}"))
             continue

@@ -154,9 +154,10 @@ class Operator:
         if not 0 <= slot < self.manifest.slots:
             raise ConfigError(f"--slot: {slot} is not a slot of the run; it has 0 to {self.manifest.slots - 1}")
         found = [(m, p) for _, _, m, p in self._judged(slot) if isinstance(m, Update)]
+        named = f"{first} to {'the newest' if last is None else last}"
         last = len(found) - 1 if last is None else last
         if not 0 <= first <= last < len(found):
-            raise ConfigError(f"updates {first} to {last}: slot {slot} has updates 0 to {len(found) - 1}")
+            raise ConfigError(f"updates {named} cannot be revoked: slot {slot} has updates 0 to {len(found) - 1}")
         numbers = []
         for a, b, payload in self._payloads([p or () for _, p in found], first, last):
             numbers.append(self._revoke_range(slot, a, b, payload, reason))
