@@ -134,6 +134,8 @@ def judge(
     m = decoded.message
     if m.run != manifest.run:
         return Void(f"of another run, {m.run}", m)
+    if manifest.keyed and decoded.key_id == 0:
+        return Void("sealed without a key, in a run that has keys", m)
     if isinstance(m, Revocation):
         return _judge_revocation(manifest, chain, partition, m, fetched)
     if partition >= manifest.slots or m.slot != partition:

@@ -45,6 +45,7 @@ class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=False):
     gate : a phase starts when this many slots have closed the one before; 0 = nobody waits.
     round_rows_max : rows of the largest acceptable round.
     inline_bytes : payloads above this travel by reference through the snapshot store.
+    keyed : records sealed without a key (key id 0) are void; true when the run was made with a signing key.
     schema : how columns became units (opaque here). versions : software that published the run.
     parent : of a run that goes on from another: ``run``, ``version``, ``digest`` (hexadecimal) and ``parameters``, the
         sha256 (hexadecimal) that names the initial parameters in the snapshot store; None for a run of its own.
@@ -64,6 +65,7 @@ class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=False):
     gate: int = 0
     round_rows_max: int = 1 << 20
     inline_bytes: int = 512 << 10
+    keyed: bool = False
     schema: dict[str, object] = {}
     versions: dict[str, str] = {}
     parent: dict[str, object] | None = None

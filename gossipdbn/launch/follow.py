@@ -21,7 +21,7 @@ from gossipdbn.report.page import CurvePoint, Turn, phase_name
 from gossipdbn.report.status import RunState, RunView, SlotView
 from gossipdbn.wire import envelope
 from gossipdbn.wire.messages import RunWire
-from gossipdbn.wire.shards import EndMark, decode_shard
+from gossipdbn.wire.shards import EndMark, open_shard
 from gossipdbn.worker.control import Control
 from gossipdbn.worker.recover import fetch_payload
 from gossipdbn.worker.rows import limits_of
@@ -40,7 +40,7 @@ def rows_of_slots(log: Log, manifest: Manifest, keys: envelope.Keyring, prefix: 
         found[slot] = None
         for record in reversed(list(log.read(topic, slot, max(first, end - 8), end))):
             try:
-                message = decode_shard(envelope.open_(record.value, keys).body, limits_of(manifest))
+                message = open_shard(record.value, limits_of(manifest), keys)
             except (RemoteProtocolError, envelope.Unreadable):
                 continue
             if isinstance(message, EndMark):

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+import msgspec
+
 from gossipdbn.config import RunConfig
 from gossipdbn.core.topics import run_names, run_of, run_topics
 from gossipdbn.core.values import Manifest, ManifestRecord, Resumed, StopRequested, manifest_json
@@ -114,6 +116,7 @@ def create_run(log: Log, manifest: Manifest, prefix: str = "", key_id: int = 0, 
     log.create_topics(
         [TopicSpec(t.name, t.partitions, t.config) for t in run_topics(manifest.run, manifest.slots, prefix)]
     )
+    manifest = msgspec.structs.replace(manifest, keyed=key_id != 0)
     record = ManifestRecord(manifest.run, manifest_json(manifest))
     _append(log, names.control, encode_control(record, key_id, keys))
 

@@ -14,8 +14,7 @@ from gossipdbn.errors import DataError, RemoteProtocolError
 from gossipdbn.kernels.counter_rng import permutation
 from gossipdbn.models.learners import RoundStats
 from gossipdbn.models.spec import ModelSpec, PhaseSpec, layout, phase_tensors
-from gossipdbn.wire import envelope
-from gossipdbn.wire.shards import BITS, ShardLimits, ShardSequence, decode_shard, unpack
+from gossipdbn.wire.shards import BITS, ShardLimits, ShardSequence, open_shard, unpack
 
 __all__ = ["RowView", "train"]
 
@@ -73,7 +72,7 @@ class RowView:
         """The next record of the partition; raises DataError when the source was changed."""
         self.next_offset += 1
         try:
-            message = decode_shard(envelope.open_(raw).body, self._limits)
+            message = open_shard(raw, self._limits)
         except RemoteProtocolError:
             return
         kept = self._sequence.add(message)

@@ -7,7 +7,7 @@ import time
 from gossipdbn.errors import ConfigError, LogError, RemoteProtocolError
 from gossipdbn.ports import Log
 from gossipdbn.wire import envelope
-from gossipdbn.wire.shards import ShardLimits, ShardSequence, decode_shard, encode_shard
+from gossipdbn.wire.shards import ShardLimits, ShardSequence, encode_shard, open_shard
 
 __all__ = ["TopicAudit"]
 
@@ -75,7 +75,7 @@ class TopicAudit:
         for record in records:
             self._next[record.partition] = record.offset + 1
             try:
-                message = decode_shard(envelope.open_(record.value, self._keys).body, self._limits)
+                message = open_shard(record.value, self._limits, self._keys)
             except RemoteProtocolError:
                 self.voids += 1
                 continue

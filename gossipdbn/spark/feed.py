@@ -125,7 +125,7 @@ def run_feed(
     plan = make_plan(source, schema, target.slots, base_folder(source), target.keys, target.key_id)
     if source.kind != "kafka" and not source.endless and not is_remote(source.path):
         list_files(source)
-    limits = ShardLimits(schema.width, dtype_code(schema.visible_units), len(schema.classes))
+    limits = ShardLimits(schema.width, dtype_code(schema.visible_units), len(schema.classes), target.key_id != 0)
     log = KafkaLog(target.bootstrap, kafka=dict(target.kafka))
     audit: TopicAudit | None = None
     try:

@@ -21,7 +21,18 @@ from dataclasses import dataclass
 
 from gossipdbn.errors import ConfigError, GossipDbnError, RemoteProtocolError
 
-__all__ = ["FORMAT", "HEADER_BYTES", "MAX_BODY_BYTES", "NO_KEYS", "Keyring", "Opened", "Unreadable", "open_", "seal"]
+__all__ = [
+    "FORMAT",
+    "HEADER_BYTES",
+    "MAX_BODY_BYTES",
+    "NO_KEYS",
+    "Keyring",
+    "Opened",
+    "Unreadable",
+    "key_id_of",
+    "open_",
+    "seal",
+]
 
 Keyring = Mapping[int, bytes]
 """Key id (1 .. 2^32-1) -> secret of 16 to 64 bytes."""
@@ -61,6 +72,11 @@ def seal(body: bytes, key_id: int = 0, keys: Keyring = NO_KEYS) -> bytes:
         raise ConfigError(f"security.key_id: key {key_id} is not in the key file (it has {sorted(keys) or 'no keys'})")
     head = _HEAD.pack(MAGIC, FORMAT, key_id, len(body))
     return head + _mac(head, body, keys[key_id] if key_id else b"") + body
+
+
+def key_id_of(data: bytes) -> int:
+    """The key id that a whole record states."""
+    return int(_HEAD.unpack_from(data)[2])
 
 
 def open_(data: bytes, keys: Keyring = NO_KEYS) -> Opened:

@@ -24,10 +24,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gossipdbn.errors import DataError, RemoteProtocolError
+from gossipdbn.wire import envelope
 
 __all__ = [
     "BITS", "BYTES", "DTYPES", "FLOATS", "ID_BYTES_MAX", "SEEN_IDS_MAX", "EndMark", "Shard", "ShardLimits",
-    "ShardSequence", "decode_shard", "dtype_code", "encode_shard", "make_shard", "row_bytes", "shard_id",
+    "ShardSequence", "decode_shard", "dtype_code", "encode_shard", "make_shard", "open_shard", "row_bytes", "shard_id",
     "shard_rows_for", "slot_of", "unpack",
 ]  # fmt: skip
 
@@ -74,11 +75,12 @@ class EndMark(msgspec.Struct, array_like=True, tag=1, frozen=True, forbid_unknow
 
 @dataclass(frozen=True, slots=True)
 class ShardLimits:
-    """What the run's manifest allows: the shape of rows, and bounds of a message."""
+    """What the run's manifest allows: the shape of rows, bounds of a message, and whether it must be signed."""
 
     width: int
     dtype: int
     classes: int = 0
+    keyed: bool = False
     rows_max: int = 65_536
     body_bytes_max: int = 16 << 20
 
@@ -147,6 +149,19 @@ def make_shard(shard_id: str, values: npt.NDArray[Any], labels: npt.NDArray[np.i
 def encode_shard(message: Shard | EndMark) -> bytes:
     """Body of the record; the same message always gives the same bytes."""
     return _ENCODER.encode(message)
+
+
+def open_shard(record: bytes, limits: ShardLimits, keys: envelope.Keyring = envelope.NO_KEYS) -> Shard | EndMark:
+    """Open, parse and check a record of the shards topic.
+
+    Raises
+    ------
+    RemoteProtocolError : it is void. envelope.Unreadable : unknown format or key.
+    """
+    opened = envelope.open_(record, keys)
+    if limits.keyed and opened.key_id == 0:
+        raise RemoteProtocolError("a shard sealed without a key, in a run that has keys")
+    return decode_shard(opened.body, limits)
 
 
 def decode_shard(body: bytes, limits: ShardLimits) -> Shard | EndMark:

@@ -67,7 +67,8 @@ class Control:
         except RemoteProtocolError:
             self.voids += 1
             return
-        if message.run != self.run:
+        unsigned = self.manifest is not None and self.manifest.keyed and envelope.key_id_of(value) == 0
+        if message.run != self.run or unsigned:
             self.voids += 1
         elif isinstance(message, ManifestRecord):
             self._manifest(message)

@@ -26,8 +26,8 @@ from gossipdbn.wire.shards import (
     Shard,
     ShardLimits,
     ShardSequence,
-    decode_shard,
     dtype_code,
+    open_shard,
     row_bytes,
 )
 
@@ -37,7 +37,9 @@ __all__ = ["RowStore", "limits_of"]
 def limits_of(manifest: Manifest) -> ShardLimits:
     """What a shard of the run may be."""
     spec = manifest.spec
-    return ShardLimits(width=spec.visible, dtype=dtype_code(spec.visible_units), classes=spec.classes)
+    return ShardLimits(
+        width=spec.visible, dtype=dtype_code(spec.visible_units), classes=spec.classes, keyed=manifest.keyed
+    )
 
 
 class RowStore:
@@ -96,7 +98,7 @@ class RowStore:
         if offset != self.next_offset:
             raise LocalProtocolError(f"shards partition {self.slot}: read offset {offset}, expected {self.next_offset}")
         try:
-            message = decode_shard(envelope.open_(value, self._keys).body, self._limits)
+            message = open_shard(value, self._limits, self._keys)
         except envelope.Unreadable as e:
             self.held = str(e)
             return

@@ -119,6 +119,15 @@ def test_a_sealing_key_other_than_the_claims_is_void(author):
     assert isinstance(judged(author, claim, key_id=5), Accepted)
 
 
+def test_in_a_run_with_keys_nothing_passes_without_one(author):
+    chain = author.replica.chains[0]
+    keyed = type(M)(**{**{f: getattr(M, f) for f in M.__struct_fields__}, "keyed": True})
+    for message in (Claim("r", 0, 2, "b", RESUME, 0, 1), author.next_update(0)):
+        sealed = Sealed(message, 0, b"")
+        assert isinstance(chains.judge(M, chain, 0, sealed), Accepted)
+        assert "without a key" in chains.judge(keyed, chain, 0, sealed).reason
+
+
 def test_before_any_claim_nothing_is_accepted(author):
     update = changed(author.next_update(0), slot=1, seq=0, advance=ZEROS, incarnation=1)
     assert "the newest is 0" in judged(author, update, 1).reason

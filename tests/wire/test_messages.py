@@ -19,6 +19,7 @@ from gossipdbn.core.values import (
 from gossipdbn.errors import ConfigError, RemoteProtocolError
 from gossipdbn.wire import envelope
 from gossipdbn.wire.messages import RunWire, decode_control, decode_payload, encode_control, payload_name
+from gossipdbn.wire.shards import EndMark, ShardLimits, encode_shard, open_shard
 from tests.core.making import Author, a_manifest
 
 KEYS = {1: b"k" * 16, 2: b"q" * 32}
@@ -102,6 +103,16 @@ def test_a_forged_mac_never_passes(raw):
     sealed = KEYED.encode(PLAIN.decode(raw).message)
     other = RunWire(1, {1: b"j" * 16}).encode(PLAIN.decode(raw).message)
     assert isinstance(KEYED.decode(other), Malformed) and isinstance(KEYED.decode(sealed), Sealed)
+
+
+def test_shards_of_a_run_with_keys_must_be_signed():
+    body = encode_shard(EndMark(0, 0, bytes(16)))
+    limits = ShardLimits(3, 0, keyed=True)
+    signed, plain = envelope.seal(body, 1, KEYS), envelope.seal(body)
+    assert open_shard(signed, limits, KEYS) == open_shard(plain, ShardLimits(3, 0)) == EndMark(0, 0, bytes(16))
+    assert (envelope.key_id_of(signed), envelope.key_id_of(plain)) == (1, 0)
+    with pytest.raises(RemoteProtocolError, match="without a key"):
+        open_shard(plain, limits, KEYS)
 
 
 def test_spilled_payloads_are_named_by_their_content():
