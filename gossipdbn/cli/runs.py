@@ -226,9 +226,9 @@ def worker(
     from gossipdbn.worker.process import WorkerSpec, run_worker, stop_on_signals
 
     address = bootstrap or _running(home_of(home), run)
+    whole = _whole_name(run, address, prefix, _pairs("--kafka", kafka))
     spec = WorkerSpec(
-        _whole_name(run, address, prefix, _pairs("--kafka", kafka)), address,
-        name or f"{os.uname().nodename}-{os.getpid()}", prefix, store, key_id, _keys(key_file, key_id),
+        whole, address, name or f"{os.uname().nodename}-{os.getpid()}", prefix, store, key_id, _keys(key_file, key_id),
         _pairs("--kafka", kafka),
     )  # fmt: skip
     with stop_on_signals() as asked:

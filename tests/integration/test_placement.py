@@ -114,7 +114,7 @@ def test_a_worker_that_cannot_work_says_why_and_is_not_started_again(gossip_run,
     run = _run(gossip_run, 1)
     placed = place_workers(spark, WorkerOrder("no-such-run", run.bootstrap), 1)
     assert placed.wait(60)
-    assert "there is no run" in placed.failure
+    assert "is not on this log" in placed.failure
 
 
 CONFIG = """
