@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
 import random
 import re
 import statistics
@@ -155,6 +156,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
     o = parser.parse_args()
+    before = os.getloadavg()
     with tempfile.TemporaryDirectory() as name, Broker(Path(name) / "kafka", die_with_parent=True) as broker:
         folder = Path(name)
         runs = Runs(broker.bootstrap, folder, o)
@@ -188,7 +190,9 @@ def main() -> None:
         "session_s": o.session,
         "snapshot_every_s": o.snapshot_every, "every_s": o.every,
         "workers": o.workers, "slots": o.slots, "epochs": epochs,
-        "tier": str(TIER), "killed": killed, "undisturbed": undisturbed,
+        "tier": str(TIER),
+        "cores": os.cpu_count(), "load_averages": [round(x, 1) for x in (*before, *os.getloadavg())],
+        "killed": killed, "undisturbed": undisturbed,
     }  # fmt: skip
     print(json.dumps(result, indent=1))
     if o.json:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
 import platform
 import tempfile
 import time
@@ -86,6 +87,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--json", type=Path)
     o = parser.parse_args()
+    before = os.getloadavg()
     values, labels = mnist(o.rows)
     manifest = Manifest(
         run="bench-replay", slots=o.slots, spec=ModelSpec(784, (500, 500), "grey", 10),
@@ -113,6 +115,8 @@ def main() -> None:
         "replay_kernel_seconds": v.kernel_seconds,
         "copy_seconds": round(copied, 2), "archive_seconds": round(packing, 2), "archive_bytes": size,
         "replay_over_training": round(wall / (v.seconds + copied), 3), "tier": str(TIER), "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "load_averages": [round(x, 1) for x in (*before, *os.getloadavg())],
         "digest": v.digest,
     }  # fmt: skip
     print(json.dumps(result, indent=1))

@@ -5,6 +5,10 @@ When the arithmetic is changed on purpose: a new numerics version, and ``python 
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,3 +54,15 @@ def test_the_golden_run_replays_bit_for_bit(golden: tuple[LoggedRun, archive.Arc
 def test_the_golden_books_are_exact(golden: tuple[LoggedRun, archive.ArchiveFacts]) -> None:
     books = audit(judge_all(golden[0]))
     assert books.exact and len(books.dropped) == 1 and books.revocations[0].in_between
+
+
+@pytest.mark.slow
+def test_the_golden_run_replays_on_the_plainest_of_processors(tmp_path: Path) -> None:
+    """It was recorded with the widest instructions there are; a processor with none of them gives the same bits."""
+    facts = tmp_path / "facts.json"
+    command = [sys.executable, "-m", "gossipdbn", "replay", str(GOLDEN), "--jobs", "1", "--json", str(facts)]
+    environment = {**os.environ, "NUMBA_CPU_NAME": "generic"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(facts.read_text())
+    assert found["identical"] and found["tier"] == "generic"
