@@ -32,6 +32,7 @@ class Result:
     seeds: int = 0
     events: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     updates: int = 0
     snapshots: int = 0
     faults: Counter[str] = field(default_factory=Counter)
@@ -44,7 +45,8 @@ class Result:
             "violations": len(self.failures),
             "events": self.events,
             "seconds": round(self.seconds, 2),
-            "schedules_per_minute": round(60 * self.seeds / self.seconds) if self.seconds else 0,
+            "cpu_seconds": round(self.cpu_seconds, 2),
+            "schedules_per_cpu_minute": round(60 * self.seeds / self.cpu_seconds) if self.cpu_seconds else 0,
             "updates": self.updates,
             "snapshots": self.snapshots,
             "faults": dict(sorted(self.faults.items())),
@@ -80,7 +82,7 @@ def shrink(options: Options, tries: int = 200) -> Options:
 
 def run_seeds(seeds: Iterable[int], stop_at: int = 10, shrink_failures: bool = True) -> Result:
     """Run the schedules of these seeds until ``stop_at`` of them fail."""
-    result, began = Result(), time.perf_counter()
+    result, began, cpu = Result(), time.perf_counter(), time.process_time()
     for seed in seeds:
         options = draw(seed)
         world, violation = run_one(options)
@@ -95,7 +97,7 @@ def run_seeds(seeds: Iterable[int], stop_at: int = 10, shrink_failures: bool = T
             result.failures.append(Failure(seed, violation, faults))
             if len(result.failures) >= stop_at:
                 break
-    result.seconds = time.perf_counter() - began
+    result.seconds, result.cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
     return result
 
 
