@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -110,3 +112,18 @@ def test_no_acknowledged_record_is_lost_or_doubled_when_the_leader_is_killed(com
     assert admin.list_topics(timeout=10).topics["t"].partitions[0].leader != state.leader
     for client in (writer, reader, log):
         client.close()
+
+
+@pytest.mark.hdfs
+@pytest.mark.spark
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_whole_job_on_kafka_hdfs_and_spark_in_containers(kafka_image: str) -> None:
+    assert kafka_image
+    done = subprocess.run(
+        [FOLDER / "run-job.sh", "2"],
+        capture_output=True, text=True, timeout=1100, check=False,
+        env={**os.environ, "PYTHON": sys.executable, "PROJECT": f"gossipdbn{uuid.uuid4().hex[:8]}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert "right: 113160 rows" in done.stdout
