@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -161,9 +162,8 @@ def cd1(shape: tuple[int, int, int], rounds: int) -> dict[str, float]:
     count = 10 if v < 1000 else 2
     x = (np.random.default_rng(0).random((b, v)) < 0.2).astype(np.uint8)
     candidates = {"ours": ours(b, v, h, count=count), "limit": five_products(b, v, h), "numpy": numpy_cd1(x, h)}
-    for name, peer in (("sklearn", sklearn_cd1(x, h)), ("torch", torch_cd1(x, h))):
-        if peer is not None:
-            candidates[name] = peer
+    peers = (("sklearn", sklearn_cd1(x, h)), ("torch", torch_cd1(x, h)))
+    candidates |= {name: peer for name, peer in peers if peer is not None}
     t = medians(candidates, rounds)
     t["ours"] /= count
     return {"rows_per_s": round(b / t["ours"]), "limit_rows_per_s": round(b / t["limit"])} | {
@@ -209,7 +209,7 @@ def backprop(rounds: int) -> dict[str, float]:
     state = learners.new_state(spec, phase)
     ctx = learners.RoundContext(1, 0, 0, 1, mean, np.full(count, 0.1, f4))
     candidates: dict[str, Candidate] = {"ours": lambda: learners.train_round(spec, phase, p, state, x, y, ctx)}
-    weights = [rng.normal(0, 0.05, s).astype(f4) for s in zip(sizes[:-1], sizes[1:], strict=True)]
+    weights = [rng.normal(0, 0.05, s).astype(f4) for s in pairwise(sizes)]
     speeds = [np.zeros_like(w) for w in weights]
     rows, hot = (x[:b] / 127).astype(f4), np.eye(10, dtype=f4)[y[:b]]
 

@@ -47,8 +47,8 @@ def test_other_tiers_give_the_same_bits(tier):
         pytest.skip(f"this CPU lacks {', '.join(sorted(needed - HOST))}")
     env = os.environ | {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features}
     run = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.state_digest"], env=env, cwd=HERE.parent.parent, capture_output=True, text=True,
-        timeout=590, check=False,
+        [sys.executable, "-m", "tests.kernels.state_digest"], env=env, cwd=HERE.parent.parent, capture_output=True,
+        text=True, timeout=590, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
     got = json.loads(run.stdout)
