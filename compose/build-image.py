@@ -76,7 +76,7 @@ def copy_packages(target: Path) -> None:
 
 def copy_tools(root: Path) -> None:
     """busybox under every name it answers to, bash for Spark's scripts, the interpreter."""
-    for folder in ("bin", "sbin", "usr/bin", "tmp", "root", "proc", "sys", "dev", "etc", "var/lib", "work"):
+    for folder in ("bin", "sbin", "usr/bin", "tmp", "root", "proc", "sys", "dev", "etc", "var/lib", "state"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     busybox = shutil.which("busybox")
     bash = shutil.which("bash")

@@ -34,7 +34,7 @@ $COMPOSE run --rm -T train python3 - << 'CHECK'
 import json
 from gossipdbn.adapters.stores import open_store
 
-facts = json.load(open("/work/result.json"))
+facts = json.load(open("/state/result.json"))
 assert facts["state"] == "finished", facts["state"]
 assert facts["ledger"]["exact"] and not facts["ledger"]["outstanding_rows"], facts["ledger"]
 assert len(facts["digests"]) >= 2 and len(set(facts["digests"].values())) == 1, facts["digests"]
