@@ -277,9 +277,8 @@ def codec(rounds: int) -> dict[str, float]:
     from gossipdbn.kernels import codec as c
 
     rng = np.random.default_rng(0)
-    d = np.rint(np.clip(rng.standard_normal((784, 500)), -1.96, 1.96) * 30_000).astype(np.int32)
-    d[:, 0] = np.where(rng.random(784) < 0.5, 65_000, -65_000)
-    d = np.where(np.abs(d) > 32_768, d, d // 2)
+    large = rng.choice([-40_000, 40_000], (784, 500))
+    d = np.where(rng.random((784, 500)) < 0.05, large, rng.integers(-30_000, 30_000, (784, 500))).astype(np.int32)
     residual = d.copy()
     data = c.quantise(c.TERNARY, residual, 4)
     density = float((c.decode(c.TERNARY, data, 784, 500) != 0).mean())
