@@ -180,15 +180,15 @@ def _garbage(world: World, f: Fault) -> str:
     p = f.a % (world.options.slots + 1)
     q = f.b % (world.options.slots + 1)
     records = world.log.records[UPDATES, q]
-    raw = bytearray(records[f.b % len(records)].raw if records else b"gdbn\x01 nothing")
+    raw = bytearray((records[f.b % len(records)].raw if records else b"") or b"gdbn\x01 nothing")
     kind = f.b % 4
     if kind == 1:
         del raw[int(len(raw) * f.size) :]
     elif kind == 2:
         at = 5 + int((len(raw) - 5) * f.size * 0.999)  # not magic and format: an unknown format stops readers for good
         if 5 <= at < 9:
-            at = min(30, len(raw) - 1)  # nor the key id
-        raw[at] ^= 1 << (f.a % 8)
+            at = 30  # nor the key id
+        raw[min(at, len(raw) - 1)] ^= 1 << (f.a % 8)
     elif kind == 3:
         raw = bytearray(b"\xff" * 40)
     world.log.append(UPDATES, p, bytes(raw), "somebody")
@@ -242,7 +242,7 @@ def _damage(_: World, w: Worker, f: Fault) -> str:
 def _refeed(world: World, f: Fault) -> str:
     slot = f.a % world.options.slots
     sent = len(world.log.records[SHARDS, slot])
-    if not sent:
+    if not sent or not world.log.reachable((SHARDS, slot)):
         return ""
     index = max(0, min(sent, len(world.feed[slot])) - 1 - f.b % 3)
     for i in range(index, min(sent, len(world.feed[slot]))):

@@ -46,6 +46,7 @@ class Worker:
         self.cut_until_s = self.paused_until_s = self.clock_s = self.told_s = 0.0
         self.pace = 1.0
         self.mail: deque[ev.Event] = deque()
+        self.told: deque[ev.Assigned | ev.Unassigned] = deque()
         self.fetched: dict[tuple[str, int], int] = {}
         self.control = 0
         self.snapshots: dict[int, list[SnapshotAnnounced]] = {}
@@ -196,7 +197,15 @@ class Worker:
             except Unreadable:
                 continue
             if isinstance(message, SnapshotAnnounced):
-                self.snapshots.setdefault(message.slot, []).append(message)
+                known = self.snapshots.setdefault(message.slot, [])
+                known.append(message)
+                if message.slot in self.host_slots():  # older ones go when the newest is known to everybody
+                    for old in sorted(known, key=lambda x: x.seq)[: -self.world.options.keep]:
+                        self.world.store.delete(old.name)
+
+    def host_slots(self) -> tuple[int, ...]:
+        """Slots hosted now; none while the worker starts."""
+        return tuple(self.host.slots) if hasattr(self, "host") else ()
 
     def _background(self) -> None:
         reachable = self.world.now_s >= self.cut_until_s
@@ -317,9 +326,6 @@ class Worker:
             self.world.say(f"{self.name} slot {a.slot} snapshot not stored: {e}")
             self.mail.append(ev.SnapshotStored(a.slot, None))
             return
-        mine = [x for x in self.snapshots.get(a.slot, ()) if x.name != a.name]
-        for old in sorted(mine, key=lambda x: x.seq)[: max(0, len(mine) + 1 - self.world.options.keep)]:
-            self.world.store.delete(old.name)
         self.mail.append(ev.SnapshotStored(a.slot, a))
         self.wake(0.0)
 

@@ -127,6 +127,10 @@ class World:
         """Send the slot's shards from ``index`` on, one after another, the end mark last."""
         if index >= len(self.feed[slot]):
             return
+        wait_s = self.log.away_until_s[SHARDS, slot] - self.now_s
+        if wait_s > 0:  # the feed keeps its order: it waits for the leader before it sends on
+            self.later(wait_s + 1e-6, lambda: self.feed_from(slot, index))
+            return
         self.log.append(SHARDS, slot, self.feed[slot][index], "feed")
         self.later(self.options.feed_s * (0.5 + self.uniform()), lambda: self.feed_from(slot, index + 1))
 
@@ -169,9 +173,12 @@ class World:
         """The group's words reach each worker late, in order; two workers may believe to host a slot for a while."""
         worker.told_s = max(worker.told_s, self.now_s + self.delay() * 2)
 
+        worker.told.append(word)
+
         def arrive() -> None:
+            next_word = worker.told.popleft()  # by a queue: equal times may come in any order
             if worker.alive:
-                worker.mail.append(word)
+                worker.mail.append(next_word)
                 worker.wake(0.0)
 
         self.later(worker.told_s - self.now_s, arrive)

@@ -421,7 +421,8 @@ class Worker:
         self._step(ev.SnapshotStored(slot, message))
         if slot in self.rows:
             self.rows[slot].forget(effect.snapshot.state.shards)
-        for old in [a for a in self.control.newest(slot) if a.seq < message.seq][self.options.keep - 1 :]:
+        # One that is announced already stays: this one's announcement may still be lost with its writer.
+        for old in [a for a in self.control.newest(slot) if a.seq < message.seq][max(1, self.options.keep - 1) :]:
             self._pool.submit(self._delete, old.name)
             self.control.snapshots[slot].remove(old)
 
