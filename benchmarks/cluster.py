@@ -124,7 +124,7 @@ def latency(tools: Tools) -> dict[str, Any]:
 
 
 # ---- rows per second with and without exchange ----------------------------------------------------------------------
-CD = PhaseSpec("cd", epochs=60, batch=100, tau=10, lr=0.05)
+CD = PhaseSpec("cd", epochs=10**5, batch=100, tau=10, lr=0.005)
 
 
 def alone(path: str, seconds: float) -> None:
@@ -146,13 +146,16 @@ def alone(path: str, seconds: float) -> None:
 
 def with_exchange(tools: Tools, share: float, seconds: float, store: str = "") -> tuple[float, dict[str, Any]]:
     """Rows per second of two workers, and what the updates say."""
-    run = tools.run(hidden=(500,), phases=[CD], slots=4, store=store, settings={"communication_share": share}, **SHAPE)
-    run.feed_rows(grey(24_000), shard_rows=250)
+    values = grey(24_000)
+    mean = (values.mean(0) / 127).clip(0.01, 0.99).astype(np.float32)
+    settings = {"communication_share": share}
+    run = tools.run(hidden=(500,), phases=[CD], slots=4, store=store, settings=settings, visible_mean=mean, **SHAPE)
+    run.feed_rows(values, shard_rows=250)
     run.start_workers(2)
     run.wait_for(lambda f: f.ledger.updates > 60, 120)
     before, began = _rows_trained(run), time.monotonic()
     run.follow(seconds)
-    assert not run.follower.finished, "too few rows for the time"
+    assert not run.follower.finished, run.follower.failed or "too few rows for the time"
     rate = (_rows_trained(run) - before) / (time.monotonic() - began)
     points = list(run.follower.seen.curve)
     facts = {
