@@ -78,7 +78,7 @@ def test_a_deep_network_names_digits_and_is_the_same_every_time(digits: Any, tmp
 def test_streams_of_batches_learn_too(digits: Any) -> None:
     X, T, y, t = digits
     stream = DBNClassifier((64,), pretrain_batch_size=10, random_state=0)
-    for _ in range(25):
+    for _ in range(40):
         for i in range(0, len(X), 200):
             stream.partial_fit(X[i : i + 200], y[i : i + 200], classes=range(10))
     assert stream.score(T, t) > 0.85

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_readers import idx
+from tests.test_readers import idx
 
 from gossipdbn.adapters.kafka_log import KafkaLog
 from gossipdbn.errors import ConfigError, DataError, GossipDbnError
