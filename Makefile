@@ -26,6 +26,9 @@ unit: $(VENV)/.test  ## the quick tests, with the coverage bar under core and wi
 integration: $(VENV)/.test java  ## the tests with real brokers, file systems, Spark and containers
 	@$(BIN)/python -m pytest -q -m integration --durations=10 $(ARGS)
 
+whole-job: $(VENV)/.test java  ## a training job on Kafka, HDFS and Spark in containers (minutes; builds an image)
+	@GOSSIPDBN_WHOLE_JOB=1 $(BIN)/python -m pytest -q -m containers -k whole_job $(ARGS)
+
 check: $(VENV)/.dev  ## lint, types, import floors, the code's own habits
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
@@ -72,4 +75,4 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.test
 	@$(PIP) install -q -e '.[dev]'
 	@touch $@
 
-.PHONY: help demo test unit integration check sim learning clean java
+.PHONY: help whole-job demo test unit integration check sim learning clean java

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs a whole training job on the cluster of compose.yaml and checks its result; ends with status 0 when all is right.
 #
-#   usage: run-job.sh [WORKERS]        KEEP=1 leaves the cluster running; PYTHON=... as in build-kafka-image.sh
+#   usage: run-job.sh [WORKERS]        KEEP=1 leaves the cluster running; SAME_IMAGE=1 does not rebuild; PYTHON=... as in build-kafka-image.sh
 set -eu
 cd "$(dirname "$0")"
 WORKERS=${1:-2}
@@ -9,7 +9,7 @@ PYTHON=${PYTHON:-../.venv/bin/python}
 export PYTHON
 eval "$(./engine.sh start)"
 docker image inspect gossipdbn/kafka:7.9.0 > /dev/null 2>&1 || ./build-kafka-image.sh
-docker image inspect gossipdbn/all:dev > /dev/null 2>&1 || "$PYTHON" build-image.py
+[ -n "${SAME_IMAGE:-}" ] || "$PYTHON" build-image.py   # always the present code; SAME_IMAGE=1 keeps the image that is there
 if docker compose version > /dev/null 2>&1; then COMPOSE="docker compose"; else COMPOSE=docker-compose; fi
 COMPOSE="$COMPOSE -p ${PROJECT:-gossipdbn}"
 finish() {
