@@ -55,6 +55,30 @@ def _run(gossip_run, epochs):
     return gossip_run(visible=96, hidden=(64,), phases=[PhaseSpec("cd", epochs=epochs, batch=20, tau=5)])
 
 
+# First, while no other session holds the cluster's cores: the fixture `spark` keeps them to the end of the module.
+def test_train_places_its_workers_on_a_cluster_ships_the_package_and_ends_with_a_model(
+    gossip_broker: str, gossip_spark: str, home: Path, tmp_path: Path
+) -> None:
+    values = np.random.default_rng(1).random((3000, 8))
+    header = ",".join(f"c{i}" for i in range(8))
+    np.savetxt(tmp_path / "rows.csv", values, "%.4f", ",", header=header, comments="")
+    (tmp_path / "run.toml").write_text(CONFIG)
+    result = tmp_path / "result.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "gossipdbn", "train", tmp_path / "run.toml", "--bootstrap", gossip_broker, "--plain",
+         "--placement", "spark", "--master", gossip_spark, "--spark-conf", "spark.executor.memory=512m", "--ship",
+         "--json", result],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts = json.loads(result.read_text())
+    assert facts["state"] == "finished"
+    assert facts["ledger"]["exact"]
+    assert len(facts["digests"]) == 3
+    assert len(set(facts["digests"].values())) == 1
+    assert all(name.startswith("spark-") for name in facts["digests"] if name != "log")
+
+
 def test_a_killed_python_worker_comes_back_and_its_slots_train_again(gossip_run, spark):
     from gossipdbn.spark.placement import WorkerOrder, place_workers
 
@@ -131,26 +155,3 @@ epochs = 8
 batch = 50
 tau = 4
 """
-
-
-def test_train_places_its_workers_on_a_cluster_ships_the_package_and_ends_with_a_model(
-    gossip_broker: str, gossip_spark: str, home: Path, tmp_path: Path
-) -> None:
-    values = np.random.default_rng(1).random((3000, 8))
-    header = ",".join(f"c{i}" for i in range(8))
-    np.savetxt(tmp_path / "rows.csv", values, "%.4f", ",", header=header, comments="")
-    (tmp_path / "run.toml").write_text(CONFIG)
-    result = tmp_path / "result.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "gossipdbn", "train", tmp_path / "run.toml", "--bootstrap", gossip_broker, "--plain",
-         "--placement", "spark", "--master", gossip_spark, "--spark-conf", "spark.executor.memory=512m", "--ship",
-         "--json", result],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    facts = json.loads(result.read_text())
-    assert facts["state"] == "finished"
-    assert facts["ledger"]["exact"]
-    assert len(facts["digests"]) == 3
-    assert len(set(facts["digests"].values())) == 1
-    assert all(name.startswith("spark-") for name in facts["digests"] if name != "log")
