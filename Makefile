@@ -27,7 +27,7 @@ integration: $(VENV)/.test java  ## the tests with real brokers, file systems, S
 	@$(BIN)/python -m pytest -q -m integration --durations=10 $(ARGS)
 
 whole-job: $(VENV)/.test java  ## a training job on Kafka, HDFS and Spark in containers (minutes; builds an image)
-	@GOSSIPDBN_WHOLE_JOB=1 $(BIN)/python -m pytest -q -m containers -k whole_job $(ARGS)
+	@GOSSIPDBN_WHOLE_JOB=1 $(BIN)/python -m pytest -q -m integration -k "whole_job or train_places" $(ARGS)
 
 check: $(VENV)/.dev  ## lint, types, import floors, the code's own habits
 	@$(BIN)/ruff check .

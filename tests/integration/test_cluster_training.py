@@ -31,7 +31,7 @@ def _hosts(follower):
 
 @pytest.mark.hdfs
 def test_a_dead_namenode_delays_no_training_and_snapshots_resume(gossip_run, gossip_hdfs, gossip_hdfs_server):
-    phases = [PhaseSpec("cd", epochs=120, batch=20, tau=5)]
+    phases = [PhaseSpec("cd", epochs=400, batch=20, tau=5, k=3)]  # long enough for all that happens below
     run = gossip_run(visible=96, hidden=(64,), phases=phases, store=gossip_hdfs, inline_bytes=4096)
     run.feed_rows(_rows())
     run.start_workers(2)
