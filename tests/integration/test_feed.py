@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.test_readers import idx
 
 from gossipdbn.adapters.kafka_log import KafkaLog
 from gossipdbn.errors import ConfigError, DataError, GossipDbnError
@@ -26,6 +25,7 @@ from gossipdbn.spark.feed import FeedResult, FeedTarget, fit_source_schema, run_
 from gossipdbn.spark.session import close_session, open_session
 from gossipdbn.wire import envelope
 from gossipdbn.wire.shards import EndMark, Shard, ShardLimits, decode_shard, dtype_code, slot_of, unpack
+from tests.test_readers import idx
 
 pytestmark = [pytest.mark.integration, pytest.mark.kafka, pytest.mark.spark]
 
