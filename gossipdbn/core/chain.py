@@ -18,7 +18,6 @@ revocation           on the operator's partition, numbered without gaps, ranges 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -37,7 +36,6 @@ from gossipdbn.core.values import (
     Malformed,
     Manifest,
     Payload,
-    PayloadRef,
     Revocation,
     Sealed,
     Undecided,
@@ -275,6 +273,3 @@ def fold(manifest: Manifest, chain: Chain, raw: bytes, verdict: Accepted | Void)
         closed=m.closing in (DONE, FAILED, GIVEN_UP),
         failed=(m.note or "failed") if m.closing == FAILED else "",
     )
-
-
-PayloadFetcher = Callable[[PayloadRef], FetchedPayload]

@@ -93,7 +93,6 @@ def finish(
         evaluation = inference.evaluate(model, config.test)
     wall["result"] = time.monotonic() - began
     wall["total"] = time.monotonic() - started_s
-    wall.pop("total_before_result", None)
     s = follower.summary()
     digests = {w.worker: f"{w.digest:016x}" for w in follower.control.workers.values()
                if w.version == follower.replica.version}  # fmt: skip

@@ -192,7 +192,6 @@ def _run(s: Session, stop: threading.Event) -> TrainResult:
             if s.placed is not None:
                 s.placed.wait(STOP_S)
         follower.catch_up(time.monotonic())
-        s.wall["total_before_result"] = time.monotonic() - s.started_s
         return finish(
             config=s.config, follower=follower, folder=s.folder, stopped=stopped, wall=s.wall, started_s=s.started_s,
             bootstrap=s.bootstrap, say=s.display.say,
