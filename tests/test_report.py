@@ -89,7 +89,8 @@ def test_plain_display_prints_only_what_changed() -> None:
     assert lines[-1].endswith("slot 1 was claimed by w1")
 
 
-def test_live_display_draws_every_slot() -> None:
+def test_live_display_draws_every_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")  # a dumb terminal gets no cursor movements
     out = io.StringIO()
     with StatusDisplay(out, plain=False) as display:
         display.console.width = 140
