@@ -14,6 +14,8 @@ from gossipdbn.errors import EmbeddedError
 
 __all__ = ["Provided", "image_present", "provide_broker"]
 
+_CONTAINER_SECONDS = 180  # a broker's first seconds on a busy machine with two cores are long ones
+
 
 @dataclass(frozen=True, slots=True)
 class Provided:
@@ -85,9 +87,10 @@ def _container(image: str) -> Iterator[str]:
     testcontainers_config.ryuk_disabled = True  # its helper image would have to be fetched; we stop what we start
     container = KafkaContainer(image).with_kraft()
     try:
-        container.start()
+        try:
+            container.start(timeout=_CONTAINER_SECONDS)
+        except Exception as error:
+            raise EmbeddedError(f"the container of {image} did not start: {error}") from error
         yield container.get_bootstrap_server()
-    except Exception as error:
-        raise EmbeddedError(f"the container of {image} did not start: {error}") from error
     finally:
         container.stop()

@@ -28,6 +28,27 @@ from gossipdbn.kernels.vectors import (
 )
 
 f4 = np.float32
+BLOCK_ROWS, BLOCK_GROUPS = 32, 1
+
+
+@inline
+def sums_of(row, group):
+    """As `cd_panels.sums_of`."""
+    return (row >> 4) * 2048 + (row & 15) * 64
+
+
+@device
+def hidden_sums(x, vp, hi, lo, group, rows, c, visible):
+    """As `cd_panels.hidden_sums`, for one group of hiddens."""
+    at = group * (vp >> 2) * 64
+    zero4()
+    for k in range((visible + 63) >> 6):
+        a, b = x + k * 64, at + k * 1024
+        if rows > 16:
+            kstep_ub(a, a + 16 * vp, vp, hi + b, lo + b)
+        else:
+            kstep_ub_half(a, vp, hi + b, lo + b)
+    store4(c)
 
 
 @inline

@@ -29,6 +29,32 @@ from gossipdbn.kernels.vectors import (
 )
 
 f4 = np.float32
+BLOCK_ROWS, BLOCK_GROUPS = 8, 2
+"""What one block of sums covers: rows, and groups of 16 hiddens."""
+
+
+@inline
+def begin(scratch):
+    """Vector units need no preparation."""
+
+
+@inline
+def finish():
+    """Nor anything afterwards."""
+
+
+@inline
+def sums_of(row, group):
+    """Where the high plane's sums of a block's row and group lie in its scratch; the low plane's lie 1 kB behind."""
+    return row * 128 + group * 64
+
+
+@device
+def hidden_sums(x, vp, hi, lo, group, rows, c, visible):
+    """Sums of both planes for one block: rows of bytes at ``x`` times the weights of ``group`` and the next one."""
+    plane, steps = (vp >> 2) * 64, (visible + 3) >> 2
+    block8(UB, 0, x, vp, 4, hi + group * plane, 64, plane, steps, c, 128)
+    block8(UB, 0, x, vp, 4, lo + group * plane, 64, plane, steps, c + 1024, 128)
 
 
 @device

@@ -53,16 +53,7 @@ if TIER == "amx":
     from gossipdbn.kernels.amx import begin, finish
     from gossipdbn.kernels.cd_amx import panel_hidden, panel_update, pass_visible
 else:
-    from gossipdbn.kernels.cd_panels import panel_hidden, panel_update, pass_visible
-
-    @inline
-    def begin(scratch):
-        """Vector units need no preparation."""
-
-    @inline
-    def finish():
-        """Nor anything afterwards."""
-
+    from gossipdbn.kernels.cd_panels import begin, finish, panel_hidden, panel_update, pass_visible
 
 f4 = np.float32
 _UNIT = f4(2.0**-24)

@@ -13,8 +13,7 @@ from gossipdbn.kernels.activation import NEG_LOG2E, exp2, sigmoid, sigmoid_of_ex
 from gossipdbn.kernels.backprop import natural_log
 from gossipdbn.kernels.cd_epilogue import preactivation
 from gossipdbn.kernels.dense import panels_times, times_panels
-from gossipdbn.kernels.tiers import inline, kernel
-from gossipdbn.kernels.tiles import UB, block8
+from gossipdbn.kernels.tiers import TIER, inline, kernel
 from gossipdbn.kernels.vectors import (
     addr,
     bits,
@@ -30,6 +29,12 @@ from gossipdbn.kernels.vectors import (
     vi,
 )
 
+if TIER == "amx":
+    from gossipdbn.kernels.amx import begin, finish
+    from gossipdbn.kernels.cd_amx import BLOCK_GROUPS, BLOCK_ROWS, hidden_sums, sums_of
+else:
+    from gossipdbn.kernels.cd_panels import BLOCK_GROUPS, BLOCK_ROWS, begin, finish, hidden_sums, sums_of
+
 f4 = np.float32
 _PLANE_UNIT = f4(NEG_LOG2E * f4(2.0**-12))
 _127 = f4(127.0)
@@ -41,33 +46,47 @@ def hidden_of_bytes(values, first, rows, x_array, hi, lo, nb, c_array, visible, 
 
     Either output may have no rows: then it is not written. x_array uint8 [rows padded to 8, vp] is scratch.
     """
-    vp, hp = (visible + 63) & -64, (hidden + 63) & -64
+    vp = (visible + 63) & -64
     for r in range(rows):
         for v in range(visible):
             x_array[r, v] = values[first + r, v]
     x, c = addr(x_array), addr(c_array)
     scale = f4(_PLANE_UNIT / f4(xs))
-    plane, steps = (vp >> 2) * 64, (visible + 3) >> 2
-    p_rows, byte_rows = np.empty((rows, hp), np.float32), np.empty((rows, hp), np.uint8)
-    for n in range(0, hp >> 4, 2):
-        nb0, nb1 = loadf(addr(nb) + n * 64), loadf(addr(nb) + n * 64 + 64)
-        for m in range(0, rows, 8):
-            block8(UB, 0, x + m * vp, vp, 4, addr(hi) + n * plane, 64, plane, steps, c, 128)
-            block8(UB, 0, x + m * vp, vp, 4, addr(lo) + n * plane, 64, plane, steps, c + 1024, 128)
-            for i in range(min(rows - m, 8)):
-                at = (m + i) * hp + n * 16
-                o = c + i * 128
-                _reveal(o, scale, nb0, addr(p_rows) + at * 4, addr(byte_rows) + at)
-                _reveal(o + 64, scale, nb1, addr(p_rows) + at * 4 + 64, addr(byte_rows) + at + 16)
-    _copy_out(p_rows, byte_rows, first, rows, hidden, p_out, features)
+    groups, width = (hidden + 15) >> 4, ((hidden - 1) & 15) + 1
+    line, bytes_line = np.empty(16, np.float32), np.empty(16, np.uint8)
+    begin(c)
+    for n in range(0, groups, BLOCK_GROUPS):
+        for m in range(0, rows, BLOCK_ROWS):
+            hidden_sums(x + m * vp, vp, addr(hi), addr(lo), n, rows - m, c, visible)
+            for g in range(n, min(n + BLOCK_GROUPS, groups)):
+                bias, h = loadf(addr(nb) + g * 64), g * 16
+                for i in range(min(rows - m, BLOCK_ROWS)):
+                    r, o = first + m + i, c + sums_of(i, g - n)
+                    p = sigmoid_of_exp(exp2(preactivation(loadi(o), loadi(o + 1024), scale, bias)))
+                    if p_out.shape[0]:
+                        if g + 1 < groups or width == 16:
+                            storef(addr(p_out) + (r * hidden + h) * 4, p)
+                        else:
+                            storef(addr(line), p)
+                            for j in range(width):
+                                p_out[r, h + j] = line[j]
+                    if features.shape[0]:
+                        q = unsigned8(p, vf(_127))
+                        if g + 1 < groups or width == 16:
+                            store8(addr(features) + r * hidden + h, q)
+                        else:
+                            store8(addr(bytes_line), q)
+                            for j in range(width):
+                                features[r, h + j] = bytes_line[j]
+    finish()
 
 
-@inline
-def _reveal(sums, scale, nb, p_at, byte_at):
-    """Sixteen probabilities and features from the sums of both planes."""
-    p = sigmoid_of_exp(exp2(preactivation(loadi(sums), loadi(sums + 1024), scale, nb)))
-    storef(p_at, p)
-    store8(byte_at, unsigned8(p, vf(_127)))
+@kernel
+def fill_floats(values, first, rows, scale, x_array):
+    """Rows of bytes or floats -> float32 rows of ``x_array``, times ``scale``."""
+    for r in range(rows):
+        for v in range(values.shape[1]):
+            x_array[r, v] = f4(f4(values[first + r, v]) * scale)
 
 
 @inline
@@ -80,14 +99,6 @@ def _copy_out(p_rows, byte_rows, first, rows, hidden, p_out, features):
         for r in range(rows):
             for j in range(hidden):
                 features[first + r, j] = byte_rows[r, j]
-
-
-@kernel
-def fill_floats(values, first, rows, scale, x_array):
-    """Rows of bytes or floats -> float32 rows of ``x_array``, times ``scale``."""
-    for r in range(rows):
-        for v in range(values.shape[1]):
-            x_array[r, v] = f4(f4(values[first + r, v]) * scale)
 
 
 @kernel
