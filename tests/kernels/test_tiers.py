@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import llvmlite.binding as llvm
+import numpy as np
 import pytest
 
 from gossipdbn.kernels import tiers
+from gossipdbn.kernels.amx import CONFIGURATION
 from gossipdbn.kernels.version import NUMERICS
+from tests.kernels.emulated import BODIES
 from tests.kernels.state_digest import PARTS
 
 HERE = Path(__file__).parent
@@ -53,6 +57,37 @@ def test_other_tiers_give_the_same_bits(tier):
     assert run.returncode == 0, run.stderr[-2000:]
     got = json.loads(run.stdout)
     assert got == {"tier": tier, "digests": GOLDEN["digests"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tier", ["amx", "vnni", "avx512"])
+def test_tiers_give_the_same_bits_where_their_instructions_are_emulated(tier):
+    """So the tile unit's passes are proved on machines without one: here compiled for a CPU with AVX2 and no more."""
+    if {"avx2", "fma"} - HOST:
+        pytest.skip("this CPU lacks avx2 or fma")
+    env = os.environ | {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": AVX2}
+    parts = ["binary cd", "grey cd-3"] if tier == "amx" else ["binary cd"]
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.emulated", tier, *parts], env=env, cwd=HERE.parent.parent,
+        capture_output=True, text=True, timeout=590, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert json.loads(run.stdout) == {"tier": tier, "digests": {name: GOLDEN["digests"][name] for name in parts}}
+
+
+def test_every_x86_instruction_of_the_kernels_has_an_emulation():
+    folder = Path(tiers.__file__).parent
+    named = {
+        name for file in folder.glob("*.py") for name in re.findall(r"llvm\.x86\.[a-z0-9.]+[a-z0-9]", file.read_text())
+    }
+    stems = {name.rsplit(".", 1)[0] if name.endswith((".512", ".256")) else name for name in BODIES}
+    assert named
+    assert {n.rsplit(".", 1)[0] if n.endswith((".512", ".256")) else n for n in named} <= stems
+
+
+def test_tiles_are_configured_as_the_emulation_takes_them():
+    rows, bytes_a_row = CONFIGURATION[48:56], CONFIGURATION[16:32].view(np.uint16)
+    assert CONFIGURATION[0] == 1 and (rows == 16).all() and (bytes_a_row == 64).all()
 
 
 @pytest.mark.parametrize(
