@@ -70,8 +70,10 @@ def copy_packages(target: Path) -> None:
             (target / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target / file)
     shutil.copytree(PACKAGE, target / "gossipdbn", ignore=shutil.ignore_patterns("__pycache__"))
-    info = next(HERE.parent.glob("gossipdbn.egg-info"))
-    shutil.copytree(info, target / info.name)
+    ours = metadata.distribution("gossipdbn")
+    info = target / f"gossipdbn-{ours.version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(ours.read_text("METADATA") or ours.read_text("PKG-INFO") or "")
 
 
 def copy_tools(root: Path) -> None:

@@ -4,6 +4,7 @@
 
     GossipDbnError
     ├── ConfigError              a setting is wrong: names the key's path and what is allowed
+    │   └── RunMissing           there is no such run on this log, or not yet
     ├── DataError                a row or source is wrong: names column, row, what was expected
     ├── LocalProtocolError       our own bug or broken state: stop, never go on
     ├── RemoteProtocolError      a peer's bytes are wrong: reject, count, go on
@@ -32,6 +33,7 @@ __all__ = [
     "RemoteProtocolError",
     "ReplayDivergence",
     "RetentionError",
+    "RunMissing",
     "SnapshotCorrupt",
     "SnapshotError",
     "SnapshotIncompatible",
@@ -46,6 +48,10 @@ class GossipDbnError(Exception):
 
 class ConfigError(GossipDbnError):
     """A setting is missing, unknown or out of range."""
+
+
+class RunMissing(ConfigError):
+    """The log holds no such run: a wrong name, or one that is not created yet."""
 
 
 class DataError(GossipDbnError):

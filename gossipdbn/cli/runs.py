@@ -204,6 +204,13 @@ def worker(
     name: Annotated[str, typer.Option("--name", help="Name, unique among live workers.", show_default="host-pid")] = "",
     home: HomeOption = None,
     store: Annotated[str, typer.Option("--store", help="Snapshot store, if it is mounted elsewhere here.")] = "",
+    wait: Annotated[
+        float,
+        typer.Option(
+            "--wait", metavar="SECONDS", min=0.0, envvar="GOSSIPDBN_WAIT", show_default="0",
+            help="How long to wait for a run that is not there yet, and for brokers that do not answer yet.",
+        ),
+    ] = 0.0,
     prefix: PrefixOption = "",
     key_file: KeyFileOption = None,
     key_id: KeyIdOption = 0,
@@ -219,33 +226,28 @@ def worker(
     Example:
 
         gossipdbn worker --run mnist-20250101-120000 --bootstrap kafka1:9092
+
+        gossipdbn worker --run mnist --bootstrap kafka1:9092 --wait 600
     """
     _die_with(with_parent)
     _log_lines()
     trust_this_machine()
+    from gossipdbn.adapters.kafka_log import KafkaLog
+    from gossipdbn.launch.look import await_run
     from gossipdbn.worker.process import WorkerSpec, run_worker, stop_on_signals
 
     address = bootstrap or _running(home_of(home), run)
-    whole = _whole_name(run, address, prefix, _pairs("--kafka", kafka))
-    spec = WorkerSpec(
-        whole, address, name or f"{os.uname().nodename}-{os.getpid()}", prefix, store, key_id, _keys(key_file, key_id),
-        _pairs("--kafka", kafka),
-    )  # fmt: skip
+    keys, settings = _keys(key_file, key_id), _pairs("--kafka", kafka)
     with stop_on_signals() as asked:
-        result = run_worker(spec, asked)
+        log = KafkaLog(address, kafka=settings)
+        try:
+            whole = await_run(log, run, prefix, keys, wait, notice, asked.wait)
+        finally:
+            log.close()
+        known_as = name or f"{os.uname().nodename}-{os.getpid()}"
+        result = run_worker(WorkerSpec(whole, address, known_as, prefix, store, key_id, keys, settings), asked)
     write_json(json, {**msgspec.to_builtins(result), "digest": f"{result.digest:016x}"})
     notice(f"worker {result.name}: {result.rounds} rounds, {result.rows} rows; digest {result.digest:016x}")
-
-
-def _whole_name(run: str, bootstrap: str, prefix: str, kafka: dict[str, str]) -> str:
-    from gossipdbn.adapters.kafka_log import KafkaLog
-    from gossipdbn.launch.look import find_run
-
-    log = KafkaLog(bootstrap, kafka=kafka)
-    try:
-        return find_run(log, run, prefix)
-    finally:
-        log.close()
 
 
 def _running(home: Home, run: str = "") -> str:

@@ -15,7 +15,7 @@ import msgspec
 from gossipdbn.config import RunConfig
 from gossipdbn.core.topics import run_names, run_of, run_topics
 from gossipdbn.core.values import Manifest, ManifestRecord, Resumed, StopRequested, manifest_json
-from gossipdbn.errors import ConfigError, GossipDbnError, LogError
+from gossipdbn.errors import ConfigError, GossipDbnError, LogError, RunMissing
 from gossipdbn.kernels.version import NUMERICS
 from gossipdbn.models.spec import ModelSpec, parameter_count
 from gossipdbn.ports import Log, TopicSpec
@@ -174,8 +174,9 @@ def match_run(names: Sequence[str], wanted: str) -> str:
     found = [n for n in names if re.match(re.escape(wanted), n)]
     if len(found) == 1:
         return found[0]
-    what = f"could be {', '.join(sorted(found)[:5])}" if found else "is not on this log; `gossipdbn runs` lists them"
-    raise ConfigError(f"run {wanted!r} {what}")
+    if found:
+        raise ConfigError(f"run {wanted!r} could be {', '.join(sorted(found)[:5])}")
+    raise RunMissing(f"run {wanted!r} is not on this log; `gossipdbn runs` lists them")
 
 
 def request_stop(log: Log, run: str, by: str, prefix: str = "", key_id: int = 0, keys: Keyring = NO_KEYS) -> int:

@@ -14,7 +14,7 @@ from gossipdbn.core.values import (
     WorkerState,
     manifest_from_json,
 )
-from gossipdbn.errors import ConfigError, GossipDbnError, LogError, RemoteProtocolError
+from gossipdbn.errors import ConfigError, GossipDbnError, LogError, RemoteProtocolError, RunMissing
 from gossipdbn.kernels.version import NUMERICS
 from gossipdbn.ports import Log
 from gossipdbn.wire import envelope
@@ -114,11 +114,11 @@ def load_control(log: Log, run: str, keys: envelope.Keyring, prefix: str = "") -
 
     Raises
     ------
-    ConfigError : there is no such run, or its manifest cannot be used here.
+    RunMissing : there is no such run. ConfigError : its manifest cannot be used here.
     """
     topic = run_names(run, prefix).control
     if not log.partitions(topic):
-        raise ConfigError(f"there is no run {run!r} on this log (no topic {topic}); `gossipdbn runs` lists them")
+        raise RunMissing(f"there is no run {run!r} on this log (no topic {topic}); `gossipdbn runs` lists them")
     control = Control(run, keys)
     start, stop = log.offsets(topic, 0)
     for record in log.read(topic, 0, start, stop):
@@ -133,6 +133,6 @@ def _no_manifest(control: Control, start: int) -> GossipDbnError:
         return ConfigError(f"run {control.run}: {control.held}")
     if start:
         return LogError(f"run {control.run}: the control topic starts at offset {start}, its manifest is gone")
-    return ConfigError(
+    return RunMissing(
         f"run {control.run} has no manifest yet: its start failed or is under way; try again, or start anew"
     )
