@@ -72,7 +72,7 @@ def updates(manifest: Manifest, count: int) -> list[bytes]:
     replica.read(0, 0, raws[0])
     state = rounds.fresh_state(manifest, 0, replica.chains[0])
     for i in range(count):
-        job = rounds.begin(state, replica.acc.copy(), replica.version, RowRange(0, 100 * i, 100))
+        job = rounds.begin(manifest, state, replica.acc.copy(), replica.version, RowRange(0, 100 * i, 100))
         job.parameters += (rng.standard_normal(len(job.parameters)) * 2000).astype(np.int32)
         update = rounds.finish(manifest, state, job)
         raw = wire.encode(update)
@@ -138,7 +138,7 @@ def alone(path: str, seconds: float) -> None:
     while time.monotonic() - began < seconds:
         first = done % 6000
         rows = values[first : first + phase.batch * phase.tau]
-        job = rounds.begin(state, replica.acc, replica.version, RowRange(0, first, len(rows)))
+        job = rounds.begin(manifest, state, replica.acc.copy(), replica.version, RowRange(0, first, len(rows)))
         rounds.run(manifest, job, rows, None, 6000)
         done += len(rows)
     print(done / (time.monotonic() - began))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 from gossipdbn.core.topics import TopicSpec as TopicSpec  # noqa: PLC0414 - part of this interface
 
@@ -108,8 +108,8 @@ class Log(Protocol):
 class SnapshotStore(Protocol):
     """Named immutable objects with atomic publication: a name is absent or whole, never half."""
 
-    def put(self, name: str, data: bytes) -> None:
-        """Publish; a name that exists already is left as it is. Raises StoreError."""
+    def put(self, name: str, data: bytes | BinaryIO) -> None:
+        """Publish bytes, or what a file holds; a name that exists already is left as it is. Raises StoreError."""
 
     def get(self, name: str, max_bytes: int) -> bytes:
         """The whole object. Raises SnapshotMissing, SnapshotCorrupt (longer than ``max_bytes``), StoreError."""

@@ -13,10 +13,10 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from gossipdbn.adapters.stores import SWEEP_AGE_S, TEMPORARY, check_name
+from gossipdbn.adapters.stores import SWEEP_AGE_S, TEMPORARY, check_name, pieces
 from gossipdbn.errors import (
     ConfigError,
     LocalProtocolError,
@@ -34,7 +34,6 @@ __all__ = ["HdfsStore"]
 T = TypeVar("T")
 
 _LOST_CALLS_MAX = 4
-_PIECE_BYTES = 4 << 20
 _CAPPED = {
     "dfs.client.failover.max.attempts": "3",
     "dfs.client.failover.sleep.base.millis": "100",
@@ -81,7 +80,7 @@ class HdfsStore:
         self._lost = 0
         self._swept = False
 
-    def put(self, name: str, data: bytes) -> None:
+    def put(self, name: str, data: bytes | BinaryIO) -> None:
         target = f"{self._root}/{check_name(name)}"
         self._call(f"{name} cannot be published", lambda client: self._put(client, target, data))
 
@@ -128,7 +127,7 @@ class HdfsStore:
     def url(self) -> str:
         return f"{self._server}{self._root or '/'}"
 
-    def _put(self, client: Client, target: str, data: bytes) -> None:
+    def _put(self, client: Client, target: str, data: bytes | BinaryIO) -> None:
         from hdfs_native import WriteOptions
 
         if _exists(client, target):
@@ -138,14 +137,16 @@ class HdfsStore:
         self._sweep(client, folder)
         try:
             writer = client.create(temporary, WriteOptions(overwrite=False, create_parent=True))
-            for start in range(0, len(data), _PIECE_BYTES):
-                writer.write(data[start : start + _PIECE_BYTES])
-            if data:
+            size = 0
+            for piece in pieces(data):
+                writer.write(piece)
+                size += len(piece)
+            if size:
                 writer.hsync()
             writer.close()
             length = client.get_file_info(temporary).length
-            if length != len(data):
-                raise StoreError(f"{length} of {len(data)} bytes arrived", retryable=True)
+            if length != size:
+                raise StoreError(f"{length} of {size} bytes arrived", retryable=True)
             client.mkdirs(posixpath.dirname(target), create_parent=True)
             with contextlib.suppress(FileExistsError):  # the other writer of this name brought the same bytes
                 client.rename(temporary, target)

@@ -10,7 +10,9 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
+from gossipdbn.adapters.stores import whole
 from gossipdbn.errors import LogError, RetentionError, SnapshotCorrupt, SnapshotMissing
 from gossipdbn.ports import Record, SlotAssigned, SlotRevoked, TopicSpec
 
@@ -172,8 +174,8 @@ class MemoryStore:
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
 
-    def put(self, name: str, data: bytes) -> None:
-        self.objects.setdefault(name, bytes(data))
+    def put(self, name: str, data: bytes | BinaryIO) -> None:
+        self.objects.setdefault(name, whole(data))
 
     def get(self, name: str, max_bytes: int) -> bytes:
         if name not in self.objects:

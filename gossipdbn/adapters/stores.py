@@ -14,18 +14,21 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from gossipdbn.errors import ConfigError, SnapshotCorrupt, SnapshotMissing, StoreError
 from gossipdbn.ports import SnapshotStore
 
-__all__ = ["TEMPORARY", "FolderStore", "FsspecStore", "check_name", "open_store"]
+__all__ = ["TEMPORARY", "FolderStore", "FsspecStore", "check_name", "open_store", "pieces", "whole"]
 
 TEMPORARY = ".tmp"
 """Folder below the root for files not yet published."""
 SWEEP_AGE_S = 3600.0
 """Temporaries older than this are left-overs of dead processes."""
+
+PIECE_BYTES = 4 << 20
+"""Files are read and sent on in pieces of this size."""
 
 _PART = re.compile(r"[A-Za-z0-9_+=-][A-Za-z0-9._+=-]*")
 _NAME_CHARS_MAX = 512
@@ -74,6 +77,22 @@ def check_name(name: str) -> str:
     )
 
 
+def pieces(data: bytes | BinaryIO) -> Iterator[bytes]:
+    """Bytes, or what a file holds from its beginning, piece by piece."""
+    if isinstance(data, bytes):
+        for start in range(0, len(data), PIECE_BYTES):
+            yield data[start : start + PIECE_BYTES]
+        return
+    data.seek(0)
+    while piece := data.read(PIECE_BYTES):
+        yield piece
+
+
+def whole(data: bytes | BinaryIO) -> bytes:
+    """Bytes, or all that a file holds."""
+    return data if isinstance(data, bytes) else b"".join(pieces(data))
+
+
 class FolderStore:
     """Objects as files below a folder of a local or mounted file system (see ``ports.SnapshotStore``).
 
@@ -84,7 +103,7 @@ class FolderStore:
         self._root = folder.expanduser().absolute()
         self._swept = False
 
-    def put(self, name: str, data: bytes) -> None:
+    def put(self, name: str, data: bytes | BinaryIO) -> None:
         target = self._root / check_name(name)
         with self._errors(f"{name} cannot be published"):
             if target.exists():
@@ -187,9 +206,9 @@ def _make_folders(folder: Path) -> None:
         _sync_folder(folder.parent)
 
 
-def _write_synced(path: Path, data: bytes) -> None:
+def _write_synced(path: Path, data: bytes | BinaryIO) -> None:
     with open(path, "xb") as stream:
-        stream.write(data)
+        stream.writelines(pieces(data))
         stream.flush()
         os.fsync(stream.fileno())
 
@@ -216,7 +235,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 class FsspecStore:
-    """Objects on anything fsspec reaches: object stores by one conditional upload, others by writing and renaming."""
+    """Objects on anything fsspec reaches: object stores by one conditional upload, others by writing and renaming.
+
+    An object lies in memory while it is uploaded.
+    """
 
     def __init__(self, url: str, **options: Any) -> None:
         import fsspec
@@ -230,15 +252,15 @@ class FsspecStore:
         self._whole_uploads = urlsplit(url).scheme in _OBJECT_STORES
         self._swept = False
 
-    def put(self, name: str, data: bytes) -> None:
+    def put(self, name: str, data: bytes | BinaryIO) -> None:
         path = f"{self._root}/{check_name(name)}"
         with self._errors(f"{name} cannot be published"):
             if self._fs.exists(path):
                 return
             if self._whole_uploads:
-                self._upload(path, data)
+                self._upload(path, whole(data))
             else:
-                self._rename_into_place(path, data)
+                self._rename_into_place(path, whole(data))
 
     def get(self, name: str, max_bytes: int) -> bytes:
         path = f"{self._root}/{check_name(name)}"

@@ -216,7 +216,10 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class StoreSnapshot:
-    """Write a snapshot in the background, then report SnapshotStored."""
+    """Store a snapshot in the background, then report SnapshotStored.
+
+    Its arrays are the replica's and the slot's own: write or copy them before the next step.
+    """
 
     snapshot: Snapshot
 

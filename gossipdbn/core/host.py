@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gossipdbn.core import plan
+from gossipdbn.core import plan, rounds
 from gossipdbn.core.events import (
     Announce,
     Assigned,
@@ -49,6 +49,7 @@ class Host:
         self.held: dict[int, str] = {}
         self.stopping = False
         self._wire, self._settings, self._dice = wire, settings, dice
+        self._spare = rounds.Spare()
         self._snapshots_under_way = 0
         self._now_s = 0.0
 
@@ -156,7 +157,7 @@ class Host:
             return []
         if self.replica.chains[slot].closed:
             return []
-        self.slots[slot] = Slot(slot, self.replica, self._wire, self._settings, self._dice)
+        self.slots[slot] = Slot(slot, self.replica, self._wire, self._settings, self._dice, self._spare)
         self.slots[slot].tick(self._now_s)
         return self.slots[slot].start()
 

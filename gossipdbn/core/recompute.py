@@ -156,7 +156,7 @@ class Recomputation:
         self.advance(version)
         if logged.closing == OPEN:
             values, labels, total = self._source.rows(logged.rows)
-            job = rounds.begin(self.state, self.scratch.acc, version, logged.rows)
+            job = rounds.begin(self.manifest, self.state, self.scratch.acc.copy(), version, logged.rows)
             self._source.train(self.manifest, job, values, labels, total)
             update = rounds.finish(self.manifest, self.state, job, logged.metrics)
         else:

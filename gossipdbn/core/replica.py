@@ -39,6 +39,17 @@ class DigestMismatch:
     expected: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Stated:
+    """What an update says about its start; kept without the update, whose payload may be large."""
+
+    version: Version
+    slot: int
+    seq: int
+    incarnation: int
+    digest: int
+
+
 def add_payload(manifest: Manifest, acc: NDArray[np.int32], payload: Payload) -> None:
     """Add the deltas of a checked payload to flat parameters int32 [P], wrapping."""
     tensors = layout(manifest.spec)
@@ -72,7 +83,7 @@ class Replica:
         self._base: Version = self.version
         self._base_digest = codec.digest(self.acc)
         self._sums: list[list[int]] = [[0] for _ in self.chains]
-        self._waiting: dict[int, deque[tuple[Version, Update]]] = {}
+        self._waiting: dict[int, deque[_Stated]] = {}
 
     @property
     def version(self) -> Version:
@@ -101,7 +112,8 @@ class Replica:
             self._sums[partition].append((self._sums[partition][-1] + m.digest) & _MASK)
             self._check_start_digests(list(self._waiting.pop(partition, ())))
             if isinstance(m, Update) and verdict.start_version is not None:
-                self._check_start_digests([(verdict.start_version, m)])
+                stated = _Stated(verdict.start_version, m.slot, m.seq, m.incarnation, m.start_digest)
+                self._check_start_digests([stated])
         return verdict
 
     def judge(self, partition: int, raw: bytes, fetched: Payload | None = None) -> Verdict:
@@ -121,16 +133,16 @@ class Replica:
             total += sums[n - base]
         return total & _MASK
 
-    def _check_start_digests(self, updates: list[tuple[Version, Update]]) -> None:
+    def _check_start_digests(self, stated: list[_Stated]) -> None:
         """Compare stated start digests with the log's; an update whose start is not complete here waits for it.
 
         Each waits at the first partition that lacks something; what waits is bounded, the oldest goes unchecked.
         """
-        for version, m in updates:
-            p = next((p for p, n in enumerate(version) if n > self.chains[p].count), None)
+        for s in stated:
+            p = next((p for p, n in enumerate(s.version) if n > self.chains[p].count), None)
             if p is not None:
-                self._waiting.setdefault(p, deque(maxlen=WAITING_MAX)).append((version, m))
+                self._waiting.setdefault(p, deque(maxlen=WAITING_MAX)).append(s)
                 continue
-            expected = self.expected_digest(version)
-            if expected is not None and expected != m.start_digest:
-                self.mismatches.append(DigestMismatch(m.slot, m.seq, m.incarnation, m.start_digest, expected))
+            expected = self.expected_digest(s.version)
+            if expected is not None and expected != s.digest:
+                self.mismatches.append(DigestMismatch(s.slot, s.seq, s.incarnation, s.digest, expected))

@@ -44,6 +44,7 @@ __all__ = [
     "RoundJob",
     "ShardPosition",
     "SlotState",
+    "Spare",
     "begin",
     "closing",
     "finish",
@@ -93,7 +94,9 @@ class SlotState:
 
 @dataclass(slots=True)
 class RoundJob:
-    """One round to train. ``parameters`` int32 [P] starts as ``start`` and is changed by training."""
+    """One round to train. ``parameters`` int32 [P] is changed by training; ``start`` holds the tensors of the phase as
+    they were, int32 [Q], one after another.
+    """
 
     slot: int
     phase: int
@@ -151,11 +154,44 @@ def fresh_state(manifest: Manifest, slot: int, chain: Chain) -> SlotState:
     )
 
 
-def begin(state: SlotState, start: NDArray[np.int32], version: Version, rows: RowRange) -> RoundJob:
-    """Fix a round's inputs. ``start`` int32 [P]: the replica plus the slot's own pending updates, at ``version``."""
-    return RoundJob(
-        state.slot, state.phase, rows, state.step, version, codec.digest(start), start, start.copy(), state.optimiser
-    )
+class Spare:
+    """The vectors of the last round, for the next one: a worker trains one round at a time."""
+
+    def __init__(self) -> None:
+        self._kept: list[NDArray[np.int32]] = []
+
+    def take(self, size: int) -> NDArray[np.int32]:
+        """A vector int32 [size] with anything in it."""
+        i = next((i for i, a in enumerate(self._kept) if a.size == size), None)
+        return np.empty(size, np.int32) if i is None else self._kept.pop(i)
+
+    def give(self, job: RoundJob) -> None:
+        """The job is done with."""
+        self._kept = [job.parameters, job.start]
+
+
+def begin(
+    manifest: Manifest,
+    state: SlotState,
+    parameters: NDArray[np.int32],
+    version: Version,
+    rows: RowRange,
+    spare: Spare | None = None,
+) -> RoundJob:
+    """Fix a round's inputs. ``parameters`` int32 [P]: the replica plus the slot's own pending updates, at ``version``;
+    a copy that the round may change.
+    """
+    slices = _phase_slices(manifest, state.phase)
+    start = (spare or Spare()).take(sum(at.stop - at.start for at in slices))
+    np.concatenate([parameters[at] for at in slices], out=start)
+    digest = codec.digest(parameters)
+    return RoundJob(state.slot, state.phase, rows, state.step, version, digest, start, parameters, state.optimiser)
+
+
+def _phase_slices(manifest: Manifest, phase: int) -> list[slice]:
+    """Where the tensors that a phase trains lie in the flat parameters."""
+    tensors = [layout(manifest.spec)[i] for i in phase_tensors(manifest.spec, manifest.phases[phase])]
+    return [slice(t.offset, t.offset + t.size) for t in tensors]
 
 
 def run(
@@ -216,11 +252,13 @@ def finish(manifest: Manifest, state: SlotState, job: RoundJob, metrics: Metrics
     """The update of a trained round. Moves the residual; ``sent`` moves the rest of the state."""
     spec, phase = manifest.spec, manifest.phases[job.phase]
     parts: list[TensorDelta] = []
-    for i in phase_tensors(spec, phase):
-        t = layout(spec)[i]
-        at = slice(t.offset, t.offset + t.size)
-        codec.fold(state.residual[at], job.parameters[at], job.start[at], share_divisor(spec, phase, i, manifest.slots))
-        data = codec.quantise(manifest.codec, state.residual[at].reshape(t.blocks), manifest.e_max)
+    first = 0
+    for i, at in zip(phase_tensors(spec, phase), _phase_slices(manifest, job.phase), strict=True):
+        residual, now = state.residual[at], job.parameters[at]
+        start = job.start[first : first + now.size]
+        first += now.size
+        codec.fold(residual, now, start, share_divisor(spec, phase, i, manifest.slots))
+        data = codec.quantise(manifest.codec, residual.reshape(layout(spec)[i].blocks), manifest.e_max)
         parts.append(TensorDelta(i, manifest.codec, data))
     return _update(manifest, state, job.start_version, job.start_digest, job.rows, OPEN, tuple(parts), metrics, "")
 
@@ -270,6 +308,6 @@ def by_reference(update: Update, ref: PayloadRef) -> Update:
     return Update(**{**fields, "payload": None, "payload_ref": ref})
 
 
-def diverged(start: NDArray[np.int32]) -> bool:
+def diverged(parameters: NDArray[np.int32]) -> bool:
     """Whether any parameter is at or beyond +-2^30 (+-64 in real units): checked at start versions, nowhere else."""
-    return codec.max_abs(start) >= DIVERGED_AT
+    return codec.max_abs(parameters) >= DIVERGED_AT

@@ -12,6 +12,7 @@ a foreign accepted claim ends this owner at once. Nothing is ever remade under t
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -86,10 +87,16 @@ class Pending:
     digest: int
 
 
+def _digest(raw: bytes) -> bytes:
+    return hashlib.sha256(raw).digest()
+
+
 class Slot:
     """The state machine of one hosted slot. Methods return effects; time comes in as ``now_s``."""
 
-    def __init__(self, slot: int, replica: Replica, wire: Wire, settings: Settings, dice: Dice) -> None:
+    def __init__(
+        self, slot: int, replica: Replica, wire: Wire, settings: Settings, dice: Dice, spare: rounds.Spare
+    ) -> None:
         self.slot = slot
         self.stage = READING
         self.assigned = True
@@ -102,6 +109,7 @@ class Slot:
         self.busy = False
         self.staleness = 0
         self._replica, self._wire, self._settings, self._dice = replica, wire, settings, dice
+        self._spare = spare
         self._manifest = replica.manifest
         self._end: int | None = None
         self._claim: bytes | None = None
@@ -109,7 +117,7 @@ class Slot:
         self._claim_after_s = 0.0
         self._mode = RESUME
         self._wanted_since_s: float | None = None
-        self._echoed: deque[bytes] = deque(maxlen=64)
+        self._echoed: deque[bytes] = deque(maxlen=64)  # digests: records may be large
         self.snapshot_seq = -1
         self._now_s = 0.0
         self._dangling_asked: set[int] = set()
@@ -184,11 +192,11 @@ class Slot:
         if isinstance(verdict, Accepted):
             if not self.pending or self.pending[0].raw != raw:
                 return self.drop("an update under this claim that this owner did not send")
-            self._echoed.append(self.pending.popleft().raw)
+            self._echoed.append(_digest(self.pending.popleft().raw))
             self._attempts = 0
             self.staleness = self._missed(verdict)
             return self._close() if self.state.closed and not self.pending else []
-        return [] if raw in self._echoed else self.drop(f"own update is void: {verdict.reason}")
+        return [] if _digest(raw) in self._echoed else self.drop(f"own update is void: {verdict.reason}")
 
     def _missed(self, verdict: Accepted) -> int:
         """Updates of others that the log holds by now and that the round of an own update did not contain."""
@@ -270,7 +278,8 @@ class Slot:
 
     def parameters(self) -> NDArray[np.int32]:
         """The replica plus the own pending updates, int32 [P]: what the next round starts from."""
-        theta = self._replica.acc.copy()
+        theta = self._spare.take(self._replica.acc.size)
+        np.copyto(theta, self._replica.acc)
         for p in self.pending:
             add_payload(self._manifest, theta, p.payload)
         return theta
@@ -336,9 +345,9 @@ class Slot:
         return there >= min(self._manifest.gate, self._manifest.slots)
 
     def _train(self, state: rounds.SlotState, version: Version, rows: RowRange) -> list[Effect]:
-        job = rounds.begin(state, self.parameters(), version, rows)
+        job = rounds.begin(self._manifest, state, self.parameters(), version, rows, self._spare)
         self._check_memory(job.start_digest, self.pending)
-        if rounds.diverged(job.start):
+        if rounds.diverged(job.parameters):
             return self._publish_closing(
                 state,
                 version,
@@ -366,6 +375,7 @@ class Slot:
             return []
         self.busy = False
         update = rounds.finish(self._manifest, self.state, event.job, event.metrics)
+        self._spare.give(event.job)
         return self._publish(self.state, update, event.job.start_version)
 
     def failed(self, reason: str) -> list[Effect]:
@@ -415,12 +425,8 @@ class Slot:
             self.snapshot_seq = state.seq
             digest = self._replica.digest()
             self._check_memory(digest)
-            kept = replace(
-                state, residual=state.residual.copy(), optimiser={k: v.copy() for k, v in state.optimiser.items()}
-            )
-            effects.append(
-                StoreSnapshot(Snapshot(self.slot, self._replica.acc.copy(), tuple(self._replica.chains), kept, digest))
-            )
+            snapshot = Snapshot(self.slot, self._replica.acc, tuple(self._replica.chains), replace(state), digest)
+            effects.append(StoreSnapshot(snapshot))
         if not self.assigned:
             self.stage, self.state = CLOSED, None
             effects.append(Release(self.slot))

@@ -1,8 +1,8 @@
 """The arrays that kernels work in, made once and used again: a steady state allocates nothing.
 
 A workspace is taken from a pool by its shape and given back; two threads never hold the same one (a list's pop and
-append are atomic). `IntegerSpace` trains bytes in exact integers, `RealSpace` real-valued rows in float32, `StackSpace`
-a whole stack by backprop.
+append are atomic). What no round has used for a while is let go. `IntegerSpace` trains bytes in exact integers,
+`RealSpace` real-valued rows in float32, `StackSpace` a whole stack by backprop.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ _BLOCK = 256
 _NO_FLOATS, _NO_BYTES = np.zeros((0, 1), np.float32), np.zeros((0, 1), np.uint8)
 
 _POOL: dict[tuple[object, ...], list[object]] = {}
+_USED: dict[tuple[object, ...], int] = {}
+_UNUSED_MAX = 64
+"""Workspaces not among the last so many that were given back are of a phase that is over."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -345,8 +348,22 @@ def take(integer: bool, visible: int, hidden: int) -> LayerSpace:
 
 def give(space: LayerSpace) -> None:
     """Back to the pool."""
-    key = (isinstance(space, IntegerSpace), space.visible, space.hidden)
+    _give((isinstance(space, IntegerSpace), space.visible, space.hidden), space)
+
+
+def _give(key: tuple[object, ...], space: object) -> None:
     _POOL.setdefault(key, []).append(space)
+    now = max(_USED.values(), default=0) + 1
+    _USED[key] = now
+    for old in [k for k, used in _USED.items() if used < now - _UNUSED_MAX]:
+        _POOL.pop(old, None)
+        del _USED[old]
+
+
+def clear() -> None:
+    """Let every spare workspace go."""
+    _POOL.clear()
+    _USED.clear()
 
 
 def take_stack(sizes: tuple[tuple[int, int], ...], rows: int) -> StackSpace:
@@ -357,4 +374,4 @@ def take_stack(sizes: tuple[tuple[int, int], ...], rows: int) -> StackSpace:
 
 def give_stack(space: StackSpace) -> None:
     """Back to the pool."""
-    _POOL.setdefault((space.sizes, space.rows), []).append(space)
+    _give((space.sizes, space.rows), space)

@@ -547,3 +547,4 @@ def warm(spec: ModelSpec, phases: tuple[PhaseSpec, ...] | list[PhaseSpec]) -> No
     if spec.classes:
         predict_proba(spec, parameters, rows)
     transform(spec, parameters, rows)
+    workspaces.clear()  # of two rows, and for reading: training makes others

@@ -33,7 +33,7 @@ def train(
     The learner's memory is one more array beside those of the real learners, moved on by the same hash.
     """
     h = hashlib.blake2b(digest_size=32)
-    h.update(job.start.data)
+    h.update(job.parameters.data)
     for name in sorted(job.optimiser):
         h.update(name.encode())
         h.update(np.ascontiguousarray(job.optimiser[name]).data)

@@ -1,4 +1,4 @@
-"""A snapshot as one safetensors file, named by its content.
+"""A snapshot as one safetensors file, named by its content; written tensor by tensor, without a copy in memory.
 
 Header metadata (JSON under ``gossipdbn``): format, numerics, run, slot, the chains of every partition and the slot's
 counters. Tensors: ``parameters`` int32 [P], ``residual`` int32 [P], and the learner's arrays under ``optimiser.``.
@@ -8,13 +8,14 @@ safetensors does not notice flipped bytes, so readers compare the announced sha2
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import math
 import struct
+from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from gossipdbn.core.chain import Chain
 from gossipdbn.core.events import Snapshot
@@ -24,10 +25,16 @@ from gossipdbn.errors import SnapshotCorrupt, SnapshotIncompatible
 from gossipdbn.kernels import codec
 from gossipdbn.models.spec import parameter_count
 
-__all__ = ["SNAPSHOT_FORMAT", "announce", "decode_snapshot", "encode_snapshot", "max_bytes"]
+__all__ = ["SNAPSHOT_FORMAT", "announce", "decode_snapshot", "encode_snapshot", "max_bytes", "write_snapshot"]
 
 SNAPSHOT_FORMAT = 1
 _HEADER_MAX = 16 << 20
+# safetensors' names, in the order in which its own writer sorts tensors.
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "I64": np.dtype("<i8"), "F32": np.dtype("<f4"), "I32": np.dtype("<i4"), "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
+}  # fmt: skip
+_ORDER = {dtype: (i, name) for i, (name, dtype) in enumerate(_DTYPES.items())}
 
 
 class _Counters(msgspec.Struct, frozen=True):
@@ -54,6 +61,13 @@ class _Meta(msgspec.Struct, frozen=True):
 
 def encode_snapshot(manifest: Manifest, snapshot: Snapshot) -> bytes:
     """The snapshot's bytes; equal snapshots give equal bytes."""
+    out = io.BytesIO()
+    write_snapshot(manifest, snapshot, out)
+    return out.getvalue()
+
+
+def write_snapshot(manifest: Manifest, snapshot: Snapshot, out: BinaryIO) -> None:
+    """Write the snapshot's bytes to a binary file, straight from its arrays."""
     s = snapshot.state
     meta = _Meta(
         SNAPSHOT_FORMAT,
@@ -63,21 +77,41 @@ def encode_snapshot(manifest: Manifest, snapshot: Snapshot) -> bytes:
         snapshot.chains,
         _Counters(s.slot, s.seq, s.step, s.cursor, s.phase, s.tip, s.start_version, s.incarnation, s.closed, s.shards),
     )
-    tensors = {"parameters": snapshot.parameters, "residual": s.residual}
-    tensors |= {f"optimiser.{name}": np.ascontiguousarray(a) for name, a in sorted(s.optimiser.items())}
-    return save(tensors, metadata={"gossipdbn": msgspec.json.encode(meta).decode()})
+    tensors: dict[str, np.ndarray] = {"parameters": snapshot.parameters, "residual": s.residual}
+    tensors |= {f"optimiser.{name}": np.ascontiguousarray(a) for name, a in s.optimiser.items()}
+    header: dict[str, object] = {"__metadata__": {"gossipdbn": msgspec.json.encode(meta).decode()}}
+    ordered = sorted(tensors.items(), key=lambda item: (_ORDER[item[1].dtype], item[0]))
+    end = 0
+    for name, array in ordered:
+        start, end = end, end + array.nbytes
+        header[name] = {"dtype": _ORDER[array.dtype][1], "shape": list(array.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    out.write(struct.pack("<Q", len(text)) + text)
+    for _, array in ordered:
+        out.write(array.data)
 
 
-def announce(manifest: Manifest, snapshot: Snapshot, data: bytes) -> SnapshotAnnounced:
-    """The control record that makes the snapshot known; its name contains its content's hash."""
-    sha = hashlib.sha256(data).digest()
+def announce(manifest: Manifest, snapshot: Snapshot, data: bytes | BinaryIO) -> SnapshotAnnounced:
+    """The control record that makes the snapshot known; its name contains its content's hash.
+
+    ``data``: the snapshot's bytes, or the binary file that they were written to.
+    """
+    if isinstance(data, bytes):
+        size, sha = len(data), hashlib.sha256(data).digest()
+    else:
+        hasher = hashlib.sha256()
+        data.seek(0)
+        while piece := data.read(1 << 20):
+            hasher.update(piece)
+        size, sha = data.tell(), hasher.digest()
     name = f"snapshots/{manifest.run}/slot{snapshot.slot:04d}-{snapshot.state.seq:010d}-{sha.hex()[:32]}.safetensors"
     return SnapshotAnnounced(
         manifest.run,
         snapshot.slot,
         snapshot.state.seq,
         name,
-        len(data),
+        size,
         sha,
         tuple(c.count for c in snapshot.chains),
         snapshot.digest,
@@ -89,7 +123,8 @@ def max_bytes(manifest: Manifest) -> int:
     return 64 * parameter_count(manifest.spec) * 4 + (64 << 20)
 
 
-def _header(data: bytes) -> dict[str, object]:
+def _header(data: bytes) -> tuple[dict[str, object], dict[str, object], memoryview]:
+    """Metadata, description of the tensors, and their bytes."""
     if len(data) < 8:
         raise SnapshotCorrupt("snapshot is shorter than its header")
     (n,) = struct.unpack_from("<Q", data)
@@ -101,8 +136,27 @@ def _header(data: bytes) -> dict[str, object]:
         raise SnapshotCorrupt(f"snapshot header: {e}") from e
     if not isinstance(header, dict) or not isinstance(header.get("__metadata__"), dict):
         raise SnapshotCorrupt("snapshot header has no metadata")
-    metadata: dict[str, object] = header["__metadata__"]
-    return metadata
+    metadata: dict[str, object] = header.pop("__metadata__")
+    return metadata, header, memoryview(data)[8 + n :]
+
+
+class _Tensor(msgspec.Struct, frozen=True):
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+def _tensors(described: dict[str, object], body: memoryview) -> dict[str, np.ndarray]:
+    """Views of the tensors in the file's bytes."""
+    found: dict[str, np.ndarray] = {}
+    for name, text in described.items():
+        t = msgspec.convert(text, _Tensor)
+        start, end = t.data_offsets
+        size = math.prod(t.shape) * _DTYPES[t.dtype].itemsize
+        if min(t.shape, default=0) < 0 or not 0 <= start <= end <= len(body) or end - start != size:
+            raise ValueError(f"tensor {name} of shape {t.shape} does not lie at {start}..{end}")
+        found[name] = np.frombuffer(body[start:end], _DTYPES[t.dtype]).reshape(t.shape)
+    return found
 
 
 def _inconsistent(manifest: Manifest, meta: _Meta) -> str:
@@ -122,7 +176,7 @@ def _inconsistent(manifest: Manifest, meta: _Meta) -> str:
 
 
 def decode_snapshot(manifest: Manifest, data: bytes, sha256: bytes) -> Snapshot:
-    """A snapshot from its bytes.
+    """A snapshot from its bytes. Its parameters are a view of them, read-only; a `Replica` takes a copy.
 
     Raises
     ------
@@ -131,7 +185,7 @@ def decode_snapshot(manifest: Manifest, data: bytes, sha256: bytes) -> Snapshot:
     """
     if hashlib.sha256(data).digest() != sha256:
         raise SnapshotCorrupt("snapshot bytes do not match the announced sha256")
-    metadata = _header(data)
+    metadata, described, body = _header(data)
     try:
         raw = str(metadata["gossipdbn"]).encode()
         fmt = msgspec.json.decode(raw, type=dict[str, object])
@@ -145,8 +199,8 @@ def decode_snapshot(manifest: Manifest, data: bytes, sha256: bytes) -> Snapshot:
                 f"{fmt.get('numerics')}; needed {manifest.run}, {SNAPSHOT_FORMAT}, {manifest.numerics}"
             )
         meta = msgspec.json.decode(raw, type=_Meta)
-        tensors = load(data)
-    except (KeyError, ValueError, TypeError, OverflowError, RecursionError, SafetensorError) as e:
+        tensors = _tensors(described, body)
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as e:
         raise SnapshotCorrupt(f"snapshot cannot be parsed: {e}") from e
     n = parameter_count(manifest.spec)
     for name in ("parameters", "residual"):
@@ -173,4 +227,4 @@ def decode_snapshot(manifest: Manifest, data: bytes, sha256: bytes) -> Snapshot:
         c.closed,
         c.shards,
     )
-    return Snapshot(c.slot, tensors["parameters"].copy(), meta.chains, state, meta.digest)
+    return Snapshot(c.slot, tensors["parameters"], meta.chains, state, meta.digest)

@@ -7,10 +7,12 @@ import logging
 import math
 import random
 import secrets
+import tempfile
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from gossipdbn.core import events as ev
 from gossipdbn.core import rounds
@@ -23,7 +25,7 @@ from gossipdbn.errors import DataError, GossipDbnError, LogError, SnapshotError,
 from gossipdbn.ports import Clock, Log, Record, SlotAssigned, SnapshotStore
 from gossipdbn.wire import envelope
 from gossipdbn.wire.messages import RunWire
-from gossipdbn.wire.snapshots import announce, encode_snapshot
+from gossipdbn.wire.snapshots import announce, write_snapshot
 from gossipdbn.worker.control import Control
 from gossipdbn.worker.recover import Recovery, fetch_snapshot
 from gossipdbn.worker.rows import RowStore
@@ -398,12 +400,27 @@ class Worker:
         rows = self.rows.get(effect.snapshot.slot)
         if rows is not None:
             effect.snapshot.state.shards = rows.position(effect.snapshot.state.cursor[1])
-        self._stored.append((effect, self._pool.submit(self._write_snapshot, effect)))
+        self._stored.append((effect, self._spooled(effect.snapshot)))
 
-    def _write_snapshot(self, effect: ev.StoreSnapshot) -> SnapshotAnnounced:
-        data = encode_snapshot(self.manifest, effect.snapshot)
-        message = announce(self.manifest, effect.snapshot, data)
-        self._store.put(message.name, data)
+    def _spooled(self, snapshot: ev.Snapshot) -> Future[SnapshotAnnounced]:
+        """Write the snapshot to a file without a name, as fast as memory; the store takes it from there meanwhile.
+
+        No copy of it lies in this process while the store takes its time.
+        """
+        spool = tempfile.TemporaryFile()  # noqa: SIM115 - the other thread closes it
+        try:
+            write_snapshot(self.manifest, snapshot, spool)
+        except OSError as e:
+            spool.close()
+            failed: Future[SnapshotAnnounced] = Future()
+            failed.set_exception(StoreError(f"the temporary folder took no snapshot: {e.strerror}", retryable=True))
+            return failed
+        return self._pool.submit(self._put_snapshot, snapshot, spool)
+
+    def _put_snapshot(self, snapshot: ev.Snapshot, spool: BinaryIO) -> SnapshotAnnounced:
+        with spool:
+            message = announce(self.manifest, snapshot, spool)
+            self._store.put(message.name, spool)
         return message
 
     def _delete(self, name: str) -> None:

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from gossipdbn.adapters.clock import SystemClock
+from gossipdbn.adapters.heap import return_memory
 from gossipdbn.adapters.kafka_log import KafkaLog
 from gossipdbn.adapters.stores import open_store
 from gossipdbn.core.values import Manifest
@@ -80,6 +81,7 @@ def run_worker(spec: WorkerSpec, stop: threading.Event | None = None) -> WorkerR
     ------
     ConfigError : no such run, or its manifest cannot be used here. LogError, StoreError : the cluster or store fails.
     """
+    return_memory()
     keys = spec.keys or NO_KEYS
     probe = KafkaLog(spec.bootstrap, kafka=spec.kafka, client_id=f"gossipdbn-{spec.name}")
     control = load_control(probe, spec.run, keys, spec.prefix)

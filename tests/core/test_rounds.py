@@ -34,7 +34,7 @@ def test_what_is_not_sent_stays_in_the_residual():
     before = author.replica.acc.copy()
     state = author.states[0]
     rows = RowRange(0, 0, 2)
-    job = rounds.begin(state, before, (0, 0, 0), rows)
+    job = rounds.begin(M, state, before.copy(), (0, 0, 0), rows)
     abstract.train(M, job, rows_of(0, rows), None, 0)
     progress = (job.parameters - before).astype(np.float64) / M.slots
     author.write(rounds.finish(M, state, job))

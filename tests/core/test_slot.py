@@ -89,9 +89,9 @@ def test_own_pending_updates_are_in_the_start_of_the_next_round(bench):
     bench.train()
     (job,) = [e.job for e in bench.work()]
     assert job.start_version == (1, 0, 0)
-    assert not np.array_equal(job.start, bench.host.replica.acc)
+    assert not np.array_equal(job.parameters, bench.host.replica.acc)
     bench.deliver()
-    assert np.array_equal(job.start, bench.host.replica.acc)
+    assert np.array_equal(job.parameters, bench.host.replica.acc)
 
 
 def test_a_void_claim_is_claimed_again_after_a_growing_delay():

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import struct
+import tracemalloc
 from dataclasses import replace
 
 import msgspec
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from gossipdbn.core import events as ev
 from gossipdbn.core.rounds import ShardPosition
 from gossipdbn.errors import SnapshotCorrupt, SnapshotIncompatible
-from gossipdbn.wire.snapshots import announce, decode_snapshot, encode_snapshot, max_bytes
+from gossipdbn.models.spec import ModelSpec
+from gossipdbn.wire.snapshots import announce, decode_snapshot, encode_snapshot, max_bytes, write_snapshot
 from tests.core.making import Author, a_manifest
 
 M = a_manifest()
@@ -50,6 +54,35 @@ def test_a_snapshot_comes_back_whole():
     assert all(np.array_equal(v, s.state.optimiser[k]) for k, v in back.state.optimiser.items())
     assert encode_snapshot(M, back) == data
     back.state.residual[:] = 0  # its arrays are its own
+
+
+def test_it_is_the_file_that_safetensors_writes():
+    s = a_snapshot(optimiser={"w": np.arange(6, dtype=np.uint16).reshape(2, 3), "n": np.ones(1, np.int64),
+                              "é": np.ones((3, 1), np.float32), "c": np.ones(5, np.uint8)})  # fmt: skip
+    data = encode_snapshot(M, s)
+    tensors = {"parameters": s.parameters, "residual": s.state.residual}
+    tensors |= {f"optimiser.{name}": array for name, array in s.state.optimiser.items()}
+    assert data == save(tensors, metadata=header_of(data)[0]["__metadata__"])
+    assert announce(M, s, io.BytesIO(data)) == announce(M, s, data)
+
+
+def test_writing_it_takes_no_memory_and_reading_it_one_copy_of_the_state(tmp_path):
+    manifest = a_manifest(spec=ModelSpec(1000, (1000,), "binary"))
+    author = Author(manifest)
+    author.claim(0)
+    s = ev.Snapshot(0, author.replica.acc, tuple(author.replica.chains), author.states[0], author.replica.digest())
+    tracemalloc.start()
+    with open(tmp_path / "spool", "wb+") as spool:
+        write_snapshot(manifest, s, spool)
+        sha = announce(manifest, s, spool).sha256
+    written = tracemalloc.get_traced_memory()[1]
+    data = (tmp_path / "spool").read_bytes()
+    tracemalloc.reset_peak()
+    decode_snapshot(manifest, data, sha)
+    read = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert written < 3 << 20
+    assert read < 1.7 * len(data)  # the bytes themselves, residual and optimiser; parameters are a view
 
 
 def test_any_missing_or_flipped_byte_is_refused():
