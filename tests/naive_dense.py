@@ -183,17 +183,23 @@ def softmax(logits: Floats) -> Floats:
     return e / lane_tree(lanes)[:, None]
 
 
-def forward(layers: list[Dense], x: Floats, o: Optimiser, key: int) -> tuple[list[Floats], list[Floats]]:
-    """Activations of every layer (the last: probabilities) and slopes of the hidden ones."""
+def forward(
+    layers: list[Dense], x: Floats, o: Optimiser, key: int, *, relu: bool = False, linear: bool = False
+) -> tuple[list[Floats], list[Floats]]:
+    """Activations of every layer (the last: probabilities, or numbers if ``linear``) and slopes of the hidden ones."""
     acts, slopes = [], []
     keep = f4(1.0 - o.dropout)
     for n, layer in enumerate(layers):
         pre = chain(acts[-1] if acts else x, layer.w) + layer.b
         if n + 1 == len(layers):
-            acts.append(softmax(pre))
+            acts.append(pre if linear else softmax(pre))
             break
-        p = flush(sigmoid(pre))
-        s = p * (f4(1) - p)
+        if relu:
+            p = np.where(flush(pre) > 0, np.minimum(flush(pre), f4(65536)), f4(0))
+            s = ((p > 0) & (p < 65536)).astype(f4)
+        else:
+            p = flush(sigmoid(pre))
+            s = p * (f4(1) - p)
         if o.dropout:
             stream = chain64(key, n, 1 << 20)
             kept = draws(stream, *p.shape, pair_rows=True) < int(f4(keep * f4(65536)))
@@ -204,19 +210,39 @@ def forward(layers: list[Dense], x: Floats, o: Optimiser, key: int) -> tuple[lis
     return acts, slopes
 
 
+def head_delta(acts: Floats, labels: NDArray[np.generic], loss: str, share: np.float32) -> tuple[Floats, float]:
+    """Delta and summed loss of known rows: cross-entropy, Brier's score, or squared distance to numbers."""
+    rows = np.arange(len(acts))
+    if loss == "targets":
+        e = acts - labels
+        return flush(np.clip(e, f4(-(2.0**20)), f4(2.0**20)) * share), float((e.astype(float) ** 2).sum() / 2)
+    one = np.zeros_like(acts)
+    one[rows, labels] = 1
+    e = acts - one
+    if loss == "squared":
+        lanes = np.zeros((len(acts), 16), f4)
+        for c in range(0, acts.shape[1], 16):
+            width = min(16, acts.shape[1] - c)
+            lanes[:, :width] = fma(acts[:, c : c + width], e[:, c : c + width], lanes[:, :width])
+        inner = lane_tree(lanes)[:, None]
+        return flush((acts * (e - inner)) * share), float((e.astype(float) ** 2).sum() / 2)
+    delta = flush(acts * share)
+    delta[rows, labels] = e[rows, labels] * share
+    return delta, float(-np.log(acts[rows, labels].astype(float)).sum())
+
+
 def backprop_minibatch(
-    layers: list[Dense], x: Floats, labels: NDArray[np.int32], rate: float, o: Optimiser, key: int
-) -> None:
-    """One minibatch; labels -1 are left out."""
-    acts, slopes = forward(layers, x, o, key)
-    known = labels >= 0
+    layers: list[Dense], x: Floats, labels: NDArray[np.generic], rate: float, o: Optimiser, key: int,
+    *, relu: bool = False, loss: str = "cross_entropy",
+) -> float:  # fmt: skip
+    """One minibatch; rows whose label is -1, or some target NaN, are left out. Returns the mean loss."""
+    acts, slopes = forward(layers, x, o, key, relu=relu, linear=loss == "targets")
+    known = ~np.isnan(labels).any(1) if loss == "targets" else labels >= 0
     if not known.any():
-        return
+        return 0.0
     share = f4(f4(1) / f4(known.sum()))
-    delta = flush(acts[-1] * share)
-    rows = np.flatnonzero(known)
-    delta[rows, labels[rows]] = (acts[-1][rows, labels[rows]] - f4(1)) * share
-    delta[~known] = 0
+    delta = np.zeros_like(acts[-1])
+    delta[known], total = head_delta(acts[-1][known], labels[known], loss, share)
     rate, eps2 = f4(rate), f4(0)
     if o.adam:
         o.power1, o.power2 = f4(o.power1 * f4(0.9)), f4(o.power2 * f4(0.999))
@@ -226,8 +252,12 @@ def backprop_minibatch(
     for n in range(len(layers) - 1, -1, -1):
         layer = layers[n]
         under = acts[n - 1] if n else x
-        following = flush(chain(layer.w, np.ascontiguousarray(delta.T)).T * slopes[n - 1]) if n else delta
+        following = chain(layer.w, np.ascontiguousarray(delta.T)).T * slopes[n - 1] if n else delta
+        if relu:
+            following = np.clip(following, f4(-(2.0**20)), f4(2.0**20))
+        following = flush(following)
         gw, gb = chain(np.ascontiguousarray(under.T), delta), add_rows(delta)
         layer.w = stepped(layer.w, gw, layer, "", rate, eps2, o)
         layer.b = stepped(layer.b, gb, layer, "bias_", rate, eps2, o)
         delta = following
+    return total / int(known.sum())

@@ -53,6 +53,18 @@ def test_without_classes_nothing_is_fine_tuned() -> None:
     assert [p.learner for p in config().phases] == ["cd"]
 
 
+def test_hidden_units_and_loss_are_chosen_in_the_model() -> None:
+    base = '[source]\nkind = "csv"\npath = "rows"\n[model]\nhidden = [8, 4]\n'
+    head = 'classes = 2\nhidden_units = "relu"\nloss = "squared"\n'
+    found = config("[train]\nepochs = 0\n", base=base + head)
+    assert (found.model.hidden_units, found.model.loss) == ("relu", "squared")
+    assert [p.learner for p in found.phases] == ["backprop"]
+    with pytest.raises(ConfigError, match=r"cd cannot train ReLU units; set train\.epochs = 0"):
+        config(base=base + head)
+    with pytest.raises(ConfigError, match=r"model\.loss: found \"squared\"; without model\.classes"):
+        config(base=base + 'loss = "squared"\n')
+
+
 def test_an_endless_source_is_one_joint_phase() -> None:
     found = config(
         base='[source]\nkind = "kafka"\ntopic = "events"\nendless = true\n[model]\nhidden = [8, 4]\nclasses = 2\n'

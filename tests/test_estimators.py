@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_diabetes, load_digits
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from gossipdbn import estimators
-from gossipdbn.estimators import RBM, DBNClassifier
+from gossipdbn.estimators import RBM, DBNClassifier, DBNRegressor
 from gossipdbn.models.dbn import train, visible_mean
 from gossipdbn.models.files import load_model, save_model
 from gossipdbn.models.learners import predict_proba
@@ -26,6 +26,8 @@ from gossipdbn.models.spec import ModelSpec, PhaseSpec
 @parametrize_with_checks([
     RBM(n_components=8, n_iter=2, random_state=0),
     DBNClassifier((16,), pretrain_iter=1, n_iter=40, learning_rate=0.01, batch_size=10, random_state=0),
+    DBNRegressor((16,), hidden_units="relu", pretrain_iter=0, n_iter=60, learning_rate=0.01, batch_size=10,
+                 random_state=0),
 ])  # fmt: skip
 def test_scikit_learns_own_checks(estimator: Any, check: Any) -> None:
     check(estimator)
@@ -73,6 +75,52 @@ def test_a_deep_network_names_digits_and_is_the_same_every_time(digits: Any, tmp
     assert model.classes == tuple(names)
     p = predict_proba(model.spec, model.parameters, np.rint(T * 127).astype(np.uint8))
     np.testing.assert_array_equal(names[p.argmax(1)], first.predict(T))
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared"])
+@pytest.mark.parametrize("hidden_units", ["binary", "relu"])
+def test_every_loss_and_kind_of_unit_learns_digits(digits: Any, loss: Any, hidden_units: Any) -> None:
+    X, T, y, t = digits
+    passes = 5 if hidden_units == "binary" else 0
+    network = DBNClassifier(
+        (64,), hidden_units=hidden_units, loss=loss, pretrain_iter=passes, n_iter=50, random_state=0
+    ).fit(X, y)
+    assert network.score(T, t) > 0.94
+    assert network.features(T).shape == (len(T), 64)
+
+
+@pytest.mark.parametrize("hidden_units", ["binary", "relu"])
+def test_numbers_are_regressed_in_their_own_measure(hidden_units: Any, tmp_path: Path) -> None:
+    X, y = load_diabetes(return_X_y=True)
+    both = np.column_stack((y, 1000 - 3 * y))
+    network = DBNRegressor(
+        (32,), hidden_units=hidden_units, pretrain_iter=0, n_iter=60, weight_decay=0.01, random_state=0
+    ).fit(X[:300], both[:300])
+    said = network.predict(X[300:])
+    assert said.shape == (142, 2) and network.score(X[300:], both[300:]) > 0.35
+    model = network.to_model()
+    save_model(tmp_path / "m.safetensors", model)
+    again = load_model(tmp_path / "m.safetensors")
+    assert again.spec == model.spec and again.provenance.extra["target_mean"] == network.target_mean_.tolist()
+    one = DBNRegressor(
+        (32,), hidden_units=hidden_units, pretrain_iter=0, pretrain_learning_rate=0.05, random_state=0
+    )
+    for _ in range(60):
+        one.partial_fit(X[:300], y[:300])
+    assert one.predict(X[300:]).shape == (142,)
+    assert one.score(X[300:], y[300:]) > 0.3
+    with pytest.raises(ValueError, match="2 targets, the network was begun with 1"):
+        one.partial_fit(X, both)
+
+
+def test_relu_layers_are_not_pretrained() -> None:
+    X = np.random.default_rng(0).normal(size=(30, 4))
+    with pytest.raises(ValueError, match="pretrain_iter=0"):
+        DBNClassifier((3,), hidden_units="relu").fit(X, [0, 1] * 15)
+    with pytest.raises(ValueError, match="choose binary or relu"):
+        DBNRegressor((3,), hidden_units="tanh").fit(X, X[:, 0])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="choose cross_entropy or squared"):
+        DBNClassifier((3,), loss="hinge").fit(X, [0, 1] * 15)  # type: ignore[arg-type]
 
 
 def test_streams_of_batches_learn_too(digits: Any) -> None:

@@ -252,6 +252,8 @@ def _check_plan(run: RunPart, model: ModelPart, phases: tuple[PhaseSpec, ...], *
     found: list[str] = []
     if not model.hidden:
         found.append("model.hidden: found []; allowed: at least one layer, such as [500]")
+    if model.loss == "squared" and not model.classes:
+        found.append('model.loss: found "squared"; without model.classes there is no loss to choose')
     if not phases:
         found.append("train: nothing to train (no epochs of any phase); set train.epochs or train.fine_tune_epochs")
     for i, phase in enumerate(phases):
@@ -262,6 +264,11 @@ def _check_plan(run: RunPart, model: ModelPart, phases: tuple[PhaseSpec, ...], *
             )
         if phase.learner == "backprop" and not model.classes:
             found.append(f"{at}.learner: backprop needs classes; set model.classes or leave this phase out")
+        if phase.learner != "backprop" and model.hidden_units == "relu":
+            found.append(
+                f"{at}.learner: {phase.learner} cannot train ReLU units; set train.epochs = 0 (backprop alone), or "
+                'model.hidden_units = "binary"'
+            )
         if phase.epochs is None and phase.learner != "joint":
             found.append(f'{at}.epochs: "endless" is for the joint learner alone')
         if phase.epochs is None and i + 1 < len(phases):

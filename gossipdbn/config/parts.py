@@ -55,6 +55,16 @@ class ModelPart:
         ..., "Hidden units of each layer, bottom up: [500, 500] is two layers.", low=1, high=65_536
     )
     classes: int = setting(0, "Softmax outputs on top; 0 = no labels are learned.", low=0, high=65_536)
+    hidden_units: Literal["binary", "relu"] = setting(
+        "binary",
+        "binary: layers of a belief network, sigmoids in backprop; relu: rectified linear units, which only backprop "
+        "trains (train.epochs = 0, or backprop phases alone).",
+    )
+    loss: Literal["cross_entropy", "squared"] = setting(
+        "cross_entropy",
+        "What backprop minimises: cross_entropy, or squared (half the squared distance between the probabilities and "
+        "the true class: Brier's score, which forgives wrong labels more).",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 from msgspec import Meta, Struct
 
-from gossipdbn.models.spec import ModelSpec, PhaseSpec
+from gossipdbn.models.spec import ModelSpec, PhaseSpec, spec_problem
 
 U32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
 U63 = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
@@ -295,10 +295,10 @@ def manifest_from_json(data: bytes) -> Manifest:
 def _manifest_problem(m: Manifest) -> str:
     """The first thing in a manifest that no run can have, or ''. Readers index and allocate by these values."""
     spec = m.spec
-    if spec.visible < 1 or not spec.hidden or min(spec.hidden) < 1 or spec.classes < 0:
-        return f"a model of {spec.visible} visible, {list(spec.hidden)} hidden units and {spec.classes} classes"
-    if any(not 0 <= c < spec.visible for c in spec.binary_columns):
-        return "binary_columns name units that are not there"
+    if problem := spec_problem(spec):
+        return problem
+    if spec.targets:
+        return f"{spec.targets} real-valued targets: the rows of a log carry class labels alone"
     if len(m.visible_mean) != 4 * spec.visible:
         return f"{len(m.visible_mean)} bytes of means for {spec.visible} visible units"
     if m.codec not in CODECS or not E_MAX_RANGE[0] <= m.e_max <= E_MAX_RANGE[1] or m.run_key >= 1 << 64:
@@ -319,4 +319,6 @@ def _phase_problem(m: Manifest, index: int) -> str:
         return f"phase {index}: {p.epochs} epochs of layer {p.layer}"
     if p.learner == "backprop" and not m.spec.classes:
         return f"phase {index}: backprop needs classes"
+    if p.learner != "backprop" and m.spec.hidden_units == "relu":
+        return f"phase {index}: {p.learner} cannot train ReLU units"
     return ""

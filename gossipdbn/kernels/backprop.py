@@ -1,6 +1,7 @@
-"""Backpropagation through a stack of sigmoid layers with a softmax head: one minibatch per call.
+"""Backpropagation through a stack of sigmoid or rectified linear layers: one minibatch per call.
 
-Forward, then the head's cross-entropy gradient, then from the top down: the delta of the layer below with the old
+The head is a softmax with cross-entropy or squared error (Brier's score), or linear with squared error. Forward, then
+the gradient of the head's loss, then from the top down: the delta of the layer below with the old
 weights, and the gradient of this layer's weights in register blocks, each consumed by the optimiser at once.
 
 Every layer is described by a row of addresses and sizes (`layer_row`), so one compiled function serves all stacks.
@@ -20,6 +21,9 @@ from gossipdbn.kernels.vectors import (
     bits,
     fadd,
     fdiv,
+    fma,
+    fmax,
+    fmin,
     fmul,
     from_bits,
     fsub,
@@ -37,9 +41,14 @@ from gossipdbn.kernels.vectors import (
 )
 
 f4 = np.float32
-(IN, OUT, IN_ROWS, W, W_M, W_V, BIAS, BIAS_M, BIAS_V, ACT, SLOPE, DELTA, DELTA_T, BELOW_T) = range(14)
-"""Columns of the layer table: sizes, then addresses. ACT, SLOPE, DELTA float32 [rows, pad32(OUT)]."""
-FIELDS = 14
+(IN, OUT, IN_ROWS, W, W_M, W_V, BIAS, BIAS_M, BIAS_V, ACT, SLOPE, DELTA, DELTA_T, BELOW_T, KIND) = range(15)
+"""Columns of the layer table: sizes, addresses, kind. ACT, SLOPE, DELTA float32 [rows, pad32(OUT)]."""
+FIELDS = 15
+SIGMOID, RELU, SOFTMAX, SOFTMAX_SQUARED, LINEAR = range(5)
+"""Kinds: SIGMOID and RELU for hidden layers, the others for the head."""
+RELU_MAX = f4(2.0**16)
+"""Activations of rectified units end here, with slope 0 beyond: what diverges saturates and never becomes infinite."""
+_DELTA_MAX = f4(2.0**20)
 _LN2 = 0.6931471805599453
 _LOW, _S32 = np.uint64(0xFFFFFFFF), np.uint64(32)
 
@@ -70,6 +79,40 @@ def _sigmoid_layer(act, slope, bias, rows, columns, width, keep, key):
                 s = from_bits(iand(bits(fmul(s, vf(scale))), kept))
             storef(act + o, p)
             storef(slope + o, s)
+
+
+@device
+def _relu_layer(act, slope, bias, rows, columns, width, keep, key):
+    """As `_sigmoid_layer`, for max(0, x) up to RELU_MAX."""
+    scale = f4(f4(1) / keep)
+    for r in range(rows):
+        k = child64(key, np.uint64(r >> 1))
+        k0, k1 = vi(np.int64(k & _LOW)), vi(np.int64(k >> _S32))
+        for c in range(0, width, 16):
+            o = r * width * 4 + c * 4
+            p = flush(fmin(fadd(loadf(act + o), loadf(bias + c * 4)), vf(RELU_MAX)))
+            # floats compare as integers where both are positive; a negative one is a negative integer
+            on = iand(i_less(vi(0), bits(p), vi(-1)), _column_mask(c, columns))
+            p = from_bits(iand(bits(p), on))
+            s = from_bits(iand(iand(bits(vf(f4(1))), on), i_less(bits(p), bits(vf(RELU_MAX)), vi(-1))))
+            if keep < f4(1):
+                h = hash16(iadd(iota(), vi(c)), k0, k1)
+                draw = high16(h) if r & 1 else low16(h)
+                kept = i_less(draw, vi(np.int64(f4(keep * f4(65536)))), vi(-1))
+                p = from_bits(iand(bits(fmul(p, vf(scale))), kept))
+                s = from_bits(iand(bits(fmul(s, vf(scale))), kept))
+            storef(act + o, p)
+            storef(slope + o, s)
+
+
+@device
+def _linear_layer(act, bias, rows, columns, width):
+    """Pre-activations -> outputs; padding becomes 0."""
+    for r in range(rows):
+        for c in range(0, width, 16):
+            o = r * width * 4 + c * 4
+            x = fadd(loadf(act + o), loadf(bias + c * 4))
+            storef(act + o, from_bits(iand(bits(x), _column_mask(c, columns))))
 
 
 @inline
@@ -111,14 +154,19 @@ def softmax(logits, bias, rows, columns, width):
             storef(at + c * 4, fdiv(loadf(at + c * 4), s))
 
 
+@inline
+def _best(at, columns):
+    """The first column with the largest value."""
+    best = 0
+    for c in range(1, columns):
+        if peekf(at + c * 4) > peekf(at + best * 4):
+            best = c
+    return best
+
+
 @device
-def _head_delta(p, delta, labels, first, rows, columns, width):
-    """Cross-entropy delta of probabilities; returns (summed loss, correct, labelled)."""
-    labelled = 0
-    for r in range(rows):
-        if labels[first + r] >= 0:
-            labelled += 1
-    share = f4(f4(1) / f4(max(labelled, 1)))
+def _cross_entropy_delta(p, delta, labels, first, rows, columns, width, share):
+    """Cross-entropy delta of probabilities; returns (summed loss, correct)."""
     loss, correct = 0.0, 0
     for r in range(rows):
         label = np.int64(labels[first + r])
@@ -130,12 +178,73 @@ def _head_delta(p, delta, labels, first, rows, columns, width):
         for c in range(0, width, 16):
             storef(d + c * 4, flush(fmul(loadf(at + c * 4), vf(share))))
         pokef(d + label * 4, f4(f4(peekf(at + label * 4) - f4(1)) * share))
-        best = 0
-        for c in range(1, columns):
-            if peekf(at + c * 4) > peekf(at + best * 4):
-                best = c
-        correct += best == label
+        correct += _best(at, columns) == label
         loss -= natural_log(max(np.float64(peekf(at + label * 4)), 1e-37))
+    return loss, correct
+
+
+@device
+def _softmax_squared_delta(p, delta, labels, first, rows, columns, width, share):
+    """Delta of half the squared distance e of probabilities to the true class: p (e - p e); as above."""
+    loss, correct = 0.0, 0
+    for r in range(rows):
+        label = np.int64(labels[first + r])
+        at, d = p + r * width * 4, delta + r * width * 4
+        for c in range(0, width, 16):
+            storef(d + c * 4, loadf(at + c * 4) if label >= 0 else vf(f4(0)))
+        if label < 0:
+            continue
+        pokef(d + label * 4, f4(peekf(at + label * 4) - f4(1)))
+        total = vf(f4(0))
+        for c in range(0, width, 16):
+            total = fma(loadf(at + c * 4), loadf(d + c * 4), total)
+        for c in range(columns):
+            e = np.float64(peekf(d + c * 4))
+            loss += 0.5 * e * e
+        mean = vf(fsum(total))
+        for c in range(0, width, 16):
+            g = fmul(fmul(loadf(at + c * 4), fsub(loadf(d + c * 4), mean)), vf(share))
+            storef(d + c * 4, flush(g))
+        correct += _best(at, columns) == label
+    return loss, correct
+
+
+@device
+def _linear_delta(act, delta, labels, targets, first, rows, columns, width, share):
+    """Delta of half the squared distance of outputs to ``targets``; rows with a label below 0 have none."""
+    loss = 0.0
+    for r in range(rows):
+        at, d = act + r * width * 4, delta + r * width * 4
+        known = labels[first + r] >= 0
+        for c in range(columns):
+            e = f4(peekf(at + c * 4) - targets[first + r, c]) if known else f4(0)
+            pokef(d + c * 4, e)
+            loss += 0.5 * np.float64(e) * np.float64(e)
+        for c in range(0, width, 16):
+            storef(d + c * 4, flush(fmul(_bounded(loadf(d + c * 4)), vf(share))))
+    return loss, 0
+
+
+@inline
+def _bounded(d):
+    return fmin(fmax(d, vf(f4(-_DELTA_MAX))), vf(_DELTA_MAX))
+
+
+@device
+def _head_delta(head, labels, targets, first, rows):
+    """The head's delta; returns (summed loss, correct, labelled)."""
+    labelled = 0
+    for r in range(rows):
+        if labels[first + r] >= 0:
+            labelled += 1
+    share = f4(f4(1) / f4(max(labelled, 1)))
+    act, delta, columns, width = head[ACT], head[DELTA], head[OUT], (head[OUT] + 31) & -32
+    if head[KIND] == LINEAR:
+        loss, correct = _linear_delta(act, delta, labels, targets, first, rows, columns, width, share)
+    elif head[KIND] == SOFTMAX_SQUARED:
+        loss, correct = _softmax_squared_delta(act, delta, labels, first, rows, columns, width, share)
+    else:
+        loss, correct = _cross_entropy_delta(act, delta, labels, first, rows, columns, width, share)
     return loss, correct, labelled
 
 
@@ -167,20 +276,26 @@ def _forward(table, x, x_row, rows, keep, keys, step_number):
         t = table[n]
         width = (t[OUT] + 31) & -32
         times_panels(below, row, 4, t[W], t[IN_ROWS], t[IN], t[ACT], width * 4, rows, width // 16)
-        if n + 1 < table.shape[0]:
+        if t[KIND] <= RELU:
             key = child64(child64(child64(keys[0], keys[1]), np.uint64(step_number)), np.uint64(n))
             key = child64(key, np.uint64(1 << 20))
-            _sigmoid_layer(t[ACT], t[SLOPE], t[BIAS], rows, t[OUT], width, keep, key)
+            if t[KIND] == RELU:
+                _relu_layer(t[ACT], t[SLOPE], t[BIAS], rows, t[OUT], width, keep, key)
+            else:
+                _sigmoid_layer(t[ACT], t[SLOPE], t[BIAS], rows, t[OUT], width, keep, key)
+        elif t[KIND] == LINEAR:
+            _linear_layer(t[ACT], t[BIAS], rows, t[OUT], width)
         else:
             softmax(t[ACT], t[BIAS], rows, t[OUT], width)
         below, row = t[ACT], width * 4
 
 
 @kernel
-def train_minibatch(table, x, x_row, labels, first, rows, lowest, keep, options, keys, step_number, scratch):
+def train_minibatch(table, x, x_row, labels, targets, first, rows, lowest, keep, options, keys, step_number, scratch):
     """One minibatch of rows at ``x`` (float32, ``x_row`` bytes a row, padded to 8 rows).
 
     table : int64 [layers, FIELDS], bottom up, the head last. labels : int32, -1 for none, from ``first`` on.
+    targets : float32 [n, outputs] of a linear head (its labels say which rows have some), else of no rows.
     lowest : first layer that is trained (the head alone: the last). keep : share of hidden units kept by dropout.
     options : see `optimise`. keys : uint64 (run key, slot). Returns (summed loss, correct, labelled).
     """
@@ -188,8 +303,7 @@ def train_minibatch(table, x, x_row, labels, first, rows, lowest, keep, options,
     last = table.shape[0] - 1
     head = table[last]
     padded_rows = (rows + 15) & -16
-    loss, correct, labelled = _head_delta(head[ACT], head[DELTA], labels, first, rows, head[OUT],
-                                          (head[OUT] + 31) & -32)
+    loss, correct, labelled = _head_delta(head, labels, targets, first, rows)
     if labelled == 0:
         return loss, correct, labelled
     rate, eps2 = rate_and_eps2(options)
@@ -207,6 +321,8 @@ def train_minibatch(table, x, x_row, labels, first, rows, lowest, keep, options,
                 for c in range(0, b_width, 64):
                     o = r * b_width + c
                     d = fmul(loadf(b[DELTA] + o), loadf(b[SLOPE] + o))
+                    if b[KIND] == RELU:
+                        d = _bounded(d)
                     storef(b[DELTA] + o, flush(d))
             _update_layer(t, b[ACT], b_width, rows, rate, eps2, options, scratch)
         elif n > 0:
@@ -219,5 +335,5 @@ def train_minibatch(table, x, x_row, labels, first, rows, lowest, keep, options,
 
 @kernel
 def predict_rows(table, x, x_row, rows, keys):
-    """Class probabilities of a block of rows into the head's ACT."""
+    """Activations of a block of rows into every layer's ACT: the last one's are the outputs of the stack."""
     _forward(table, x, x_row, rows, f4(1), keys, 0)

@@ -281,9 +281,10 @@ LayerSpace = IntegerSpace | RealSpace
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StackSpace:
-    """A stack of dense layers, bottom up; ``sizes`` are (inputs, outputs)."""
+    """A stack of dense layers, bottom up; ``sizes`` are (inputs, outputs), ``kinds`` those of `backprop`."""
 
     sizes: tuple[tuple[int, int], ...]
+    kinds: tuple[int, ...]
     rows: int
     table: NDArray[np.int64]
     x: AnyArray
@@ -294,7 +295,7 @@ class StackSpace:
     kept: tuple[AnyArray, ...]
 
     @classmethod
-    def new(cls, sizes: tuple[tuple[int, int], ...], rows: int) -> StackSpace:
+    def new(cls, sizes: tuple[tuple[int, int], ...], kinds: tuple[int, ...], rows: int) -> StackSpace:
         bp, f4 = dense.pad16(rows), np.float32
         table = np.zeros((len(sizes), backprop.FIELDS), np.int64)
         activations, panels, biases, kept = [], [], [], []
@@ -307,7 +308,7 @@ class StackSpace:
                 backprop.IN: below, backprop.OUT: out, backprop.IN_ROWS: k_rows, backprop.W: w.ctypes.data,
                 backprop.BIAS: b.ctypes.data, backprop.ACT: act.ctypes.data, backprop.SLOPE: slope.ctypes.data,
                 backprop.DELTA: delta.ctypes.data, backprop.DELTA_T: delta_t.ctypes.data,
-                backprop.BELOW_T: below_t.ctypes.data,
+                backprop.BELOW_T: below_t.ctypes.data, backprop.KIND: kinds[n],
             }  # fmt: skip
             for name, value in row.items():
                 table[n, name] = value
@@ -316,8 +317,8 @@ class StackSpace:
             biases.append(b)
             kept += [slope, delta, delta_t, below_t]
         x = aligned((bp, dense.pad16(sizes[0][0])), f4)
-        return cls(sizes, rows, table, x, aligned((32, 32), f4), tuple(activations), tuple(panels), tuple(biases),
-                   tuple(kept))  # fmt: skip
+        return cls(sizes, kinds, rows, table, x, aligned((32, 32), f4), tuple(activations), tuple(panels),
+                   tuple(biases), tuple(kept))  # fmt: skip
 
     def load(self, flat: list[tuple[Ints, Ints]], moments: list[tuple[AnyArray, ...]] | None) -> None:
         """Weights and biases from slices of the parameters; addresses of the optimiser's moments."""
@@ -366,12 +367,12 @@ def clear() -> None:
     _USED.clear()
 
 
-def take_stack(sizes: tuple[tuple[int, int], ...], rows: int) -> StackSpace:
+def take_stack(sizes: tuple[tuple[int, int], ...], kinds: tuple[int, ...], rows: int) -> StackSpace:
     """A stack's workspace from the pool, or a new one."""
-    spare = _POOL.get((sizes, rows))
-    return spare.pop() if spare else StackSpace.new(sizes, rows)  # type: ignore[return-value]
+    spare = _POOL.get((sizes, kinds, rows))
+    return spare.pop() if spare else StackSpace.new(sizes, kinds, rows)  # type: ignore[return-value]
 
 
 def give_stack(space: StackSpace) -> None:
     """Back to the pool."""
-    _give((space.sizes, space.rows), space)
+    _give((space.sizes, space.kinds, space.rows), space)

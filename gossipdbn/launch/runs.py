@@ -70,7 +70,8 @@ def build_manifest(config: RunConfig, schema: Schema, run: str, store: str, crea
         raise ConfigError(
             f"model.classes: found {wanted}, the source has {classes} classes: {', '.join(schema.classes)}"
         )
-    spec = ModelSpec(visible, config.model.hidden, units, wanted, binary)
+    model = config.model
+    spec = ModelSpec(visible, model.hidden, units, wanted, binary, model.hidden_units, model.loss)
     rows_max = max(p.tau * p.batch for p in config.phases)
     seed = hashlib.sha256(f"gossipdbn {config.run.seed}".encode()).digest()
     return Manifest(

@@ -19,6 +19,7 @@ from gossipdbn.kernels.counter_rng import permutation
 from gossipdbn.models.learners import RoundContext, RoundStats, initial_parameters, new_state, train_round
 from gossipdbn.models.schedule import learning_rates
 from gossipdbn.models.spec import ModelSpec, PhaseSpec
+from gossipdbn.models.supervised import Labels
 
 GREY_TOP = 127
 
@@ -33,7 +34,7 @@ class RoundReport:
     stats: RoundStats
 
 
-def check_rows(spec: ModelSpec, values: NDArray[Any], labels: NDArray[np.int32] | None = None) -> None:
+def check_rows(spec: ModelSpec, values: NDArray[Any], labels: Labels | None = None) -> None:
     """Raise DataError unless rows and labels are what the specification says."""
     wanted = np.dtype(np.uint8 if spec.integer_rows else np.float32)
     if values.ndim != 2 or values.shape[1] != spec.visible or values.dtype != wanted:
@@ -49,6 +50,8 @@ def check_rows(spec: ModelSpec, values: NDArray[Any], labels: NDArray[np.int32] 
         raise DataError(f"row {row}, column {column}: {values[row, column]} is not {limits}")
     if labels is not None and len(labels) != len(values):
         raise DataError(f"{len(labels)} labels for {len(values)} rows")
+    if spec.targets:
+        return
     if labels is not None and len(labels) and (labels.max() >= spec.classes or labels.min() < -1):
         row = int(np.argmax((labels >= spec.classes) | (labels < -1)))
         raise DataError(f"row {row}: label {labels[row]} is outside 0 to {spec.classes - 1} (-1: missing)")
@@ -76,7 +79,7 @@ def train(
     spec: ModelSpec,
     phases: Sequence[PhaseSpec],
     values: NDArray[Any],
-    labels: NDArray[np.int32] | None = None,
+    labels: Labels | None = None,
     *,
     run_key: int = 0,
     mean: NDArray[np.float32] | None = None,
@@ -87,7 +90,8 @@ def train(
 
     Parameters
     ----------
-    values : [n, V], uint8 (binary 0/1, grey 0..127) or float32. labels : int32 [n], -1 where missing.
+    values : [n, V], uint8 (binary 0/1, grey 0..127) or float32. labels : int32 [n], -1 where missing; float32
+        [n, targets], NaN where missing.
     run_key : key of every random draw, the initial weights' too.
     mean : float32 [V] for centring and initial biases; taken from the rows when None.
     parameters : int32 [P] to start from; the initial ones when None.

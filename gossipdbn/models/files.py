@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save as _save_tensors
 
 from gossipdbn.errors import ConfigError, SnapshotCorrupt, SnapshotIncompatible, SnapshotMissing, StoreError
-from gossipdbn.models.spec import UNIT, ModelSpec, Tensor, layout, parameter_count
+from gossipdbn.models.spec import UNIT, ModelSpec, Tensor, layout, parameter_count, spec_problem
 
 FORMAT = 1
 """Format number written; files with a greater one are refused."""
@@ -124,7 +124,10 @@ def _spec(facts: dict[str, Any]) -> ModelSpec:
     raw = {k: v for k, v in facts.items() if k in known}
     raw["hidden"] = tuple(int(h) for h in raw["hidden"])
     raw["binary_columns"] = tuple(int(c) for c in raw.get("binary_columns", ()))
-    return ModelSpec(**raw)
+    spec = ModelSpec(**raw)
+    if problem := spec_problem(spec):
+        raise ValueError(problem)
+    return spec
 
 
 def _provenance(facts: dict[str, Any]) -> Provenance:

@@ -18,9 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossipdbn.errors import ConfigError, DataError, LocalProtocolError
-from gossipdbn.kernels import backprop, cd_layout, contrastive, counter_rng, dense, inference, workspaces
-from gossipdbn.kernels import optimise as opt
-from gossipdbn.models.spec import ModelSpec, PhaseSpec, layout, parameter_count, share_divisor
+from gossipdbn.kernels import cd_layout, contrastive, dense, workspaces
+from gossipdbn.models import supervised
+from gossipdbn.models.spec import (
+    ModelSpec,
+    PhaseSpec,
+    layout,
+    parameter_count,
+    require_energy,
+    share_divisor,
+    spec_problem,
+)
+from gossipdbn.models.supervised import Labels
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
@@ -28,10 +37,7 @@ Bytes = NDArray[np.uint8]
 Rows = NDArray[np.uint8] | NDArray[np.float32]
 State = dict[str, NDArray[np.generic]]
 
-HEAD_RATE = 0.02
-"""In the joint learner the head trains by Adam at this share of the phase's learning rate."""
 GREY_ONE = 127
-_BLOCK = 256
 _MU_ROWS = 10_000
 
 
@@ -57,7 +63,7 @@ class RoundContext:
 @dataclass(frozen=True, slots=True)
 class RoundStats:
     """What a round saw: rows; mean squared reconstruction error per row (of the last minibatch, hidden states drawn,
-    visible means); mean cross-entropy and number of right answers where there are labels; minibatches.
+    visible means); mean loss (see `ModelSpec`) and number of right answers where there are labels; minibatches.
     """
 
     rows: int
@@ -70,14 +76,14 @@ class RoundStats:
 def initial_parameters(spec: ModelSpec, run_key: int, visible_mean: Floats) -> Ints:
     """Parameters before training (int32 [P]), a function of the manifest alone.
 
-    Weights N(0, 0.01^2); visible bias log(p / (1 - p)), p clipped to 0.001..0.999, for binary and grey units, the mean
-    for Gaussian ones; hidden biases 0 (Hinton, "A practical guide to training RBMs", 2010).
+    Weights N(0, 0.01^2), N(0, 2 / inputs) in ReLU networks; visible bias log(p / (1 - p)), p clipped to 0.001..0.999,
+    for binary and grey units, the mean for Gaussian ones; hidden biases 0 (Hinton, "A practical guide to training
+    RBMs", 2010).
     """
     out = np.zeros(parameter_count(spec), np.int32)
     for tensor in layout(spec):
         if tensor.name.endswith("weights"):
-            key = counter_rng.stream_key(run_key, 0, 0, tensor.id, counter_rng.STREAM_WEIGHTS)
-            out[tensor.offset : tensor.offset + tensor.size] = counter_rng.normal_int32(key, tensor.size, 0.01)
+            out[tensor.offset : tensor.offset + tensor.size] = supervised.initial_weights(spec, run_key, tensor)
     mean = _checked_mean(spec, visible_mean)
     binary = _binary_mask(spec)
     bias = [_logit(float(m)) if b else float(m) for m, b in zip(mean, binary, strict=True)]
@@ -125,13 +131,13 @@ def new_state(spec: ModelSpec, phase: PhaseSpec) -> State:
     """What a slot remembers at the start of a phase (or after a reset), all zero but the means."""
     _check_phase(spec, phase)
     if phase.learner == "backprop":
-        return _dense_state(spec, range(len(spec.hidden) + 1))
+        return supervised.new_state(spec, range(len(spec.hidden) + 1))
     layers = range(len(spec.hidden)) if phase.learner == "joint" else (phase.layer,)
     state: State = {}
     for n in layers:
         state |= _layer_state(spec, phase, n)
-    if phase.learner == "joint" and spec.classes:
-        state |= _dense_state(spec, (len(spec.hidden),))
+    if phase.learner == "joint" and spec.outputs:
+        state |= supervised.new_state(spec, (len(spec.hidden),))
     return state
 
 
@@ -161,26 +167,15 @@ def _layer_state(spec: ModelSpec, phase: PhaseSpec, layer: int) -> State:
     return state
 
 
-def _dense_state(spec: ModelSpec, layers: range | tuple[int, ...]) -> State:
-    state: State = {"powers": np.ones(2, np.float32)}
-    for n in layers:
-        below, out = _dense_sizes(spec, n)
-        shape = (dense.pad32(out) // 16, dense.pad16(below), 16)
-        for moment in ("m", "v"):
-            state[f"dense{n}.{moment}"] = np.zeros(shape, np.float32)
-            state[f"dense{n}.bias_{moment}"] = np.zeros(dense.pad32(out), np.float32)
-    return state
-
-
-def _dense_sizes(spec: ModelSpec, n: int) -> tuple[int, int]:
-    return _sizes(spec, n) if n < len(spec.hidden) else (spec.hidden[-1], spec.classes)
-
-
 def _check_phase(spec: ModelSpec, phase: PhaseSpec) -> None:
+    if problem := spec_problem(spec):
+        raise ConfigError(problem)
+    if spec.hidden_units == "relu" and phase.learner != "backprop":
+        raise ConfigError(f"{phase.learner} cannot train ReLU units: use binary hidden units, or backprop phases alone")
     if phase.learner in ("cd", "pcd") and not 0 <= phase.layer < len(spec.hidden):
         raise ConfigError(f"phase trains layer {phase.layer}; the model has layers 0..{len(spec.hidden) - 1}")
-    if phase.learner == "backprop" and not spec.classes:
-        raise ConfigError("a backprop phase needs a model with classes")
+    if phase.learner == "backprop" and not spec.outputs:
+        raise ConfigError("a backprop phase needs a model with classes or targets")
     if phase.learner == "backprop" and (phase.max_norm or phase.sparsity_cost):
         raise ConfigError("max_norm and sparsity_cost belong to contrastive divergence; backprop has neither")
     if not 1 <= phase.batch <= cd_layout.ROWS_MAX:
@@ -197,7 +192,7 @@ def train_round(
     parameters: Ints,
     state: State,
     values: Rows,
-    labels: Ints | None,
+    labels: Labels | None,
     ctx: RoundContext,
 ) -> RoundStats:
     """Train one round: ``parameters`` and ``state`` change in place, only in the phase's tensors.
@@ -206,7 +201,7 @@ def train_round(
     ----------
     parameters : int32 [P], contiguous. state : from `new_state`. values : uint8 or float32 [n, V]; minibatches are
         consecutive runs of ``phase.batch`` rows, the last may be short, none is fine. labels : int32 [n], -1 for a
-        missing one, or None.
+        missing one; float32 [n, targets] with a missing row as NaN; or None.
 
     Raises
     ------
@@ -228,13 +223,16 @@ def train_round(
     if phase.learner == "backprop":
         if labels is None:
             raise DataError("backprop needs labels; the rows of this round have none")
-        loss, correct = _train_dense(spec, phase, parameters, state, values, labels, ctx)
+        keys = np.array([ctx.run_key & ((1 << 64) - 1), ctx.slot], np.uint64)
+        loss, correct = supervised.train(
+            spec, phase, parameters, state, values, labels, keys, ctx.step, ctx.learning_rates, _byte_value(spec)
+        )
         return RoundStats(n, 0.0, loss, correct, len(ctx.learning_rates))
     return _train_joint(spec, phase, parameters, state, values, labels, ctx)
 
 
 def _check_round(
-    spec: ModelSpec, phase: PhaseSpec, parameters: Ints, values: Rows, labels: Ints | None, ctx: RoundContext
+    spec: ModelSpec, phase: PhaseSpec, parameters: Ints, values: Rows, labels: Labels | None, ctx: RoundContext
 ) -> None:
     if parameters.dtype != np.int32 or parameters.shape != (parameter_count(spec),):
         raise LocalProtocolError(f"parameters are {parameters.dtype} {parameters.shape}, not int32 of this model")
@@ -242,11 +240,23 @@ def _check_round(
     batches = -(-values.shape[0] // phase.batch)
     if len(ctx.learning_rates) != batches:
         raise LocalProtocolError(f"{len(ctx.learning_rates)} learning rates for {batches} minibatches")
-    if labels is not None:
+    if labels is None:
+        return
+    if spec.targets:
+        _check_targets(spec, values, labels)
+    else:
         if labels.shape != (values.shape[0],):
             raise DataError(f"labels have shape {labels.shape} for {values.shape[0]} rows")
         if spec.classes and labels.size and not -1 <= int(labels.min()) <= int(labels.max()) < spec.classes:
             raise DataError(f"labels lie in {labels.min()}..{labels.max()}; expected -1..{spec.classes - 1}")
+
+
+def _check_targets(spec: ModelSpec, values: Rows, labels: Labels) -> None:
+    if labels.dtype != np.float32 or labels.shape != (values.shape[0], spec.targets):
+        wanted = f"float32 [{values.shape[0]}, {spec.targets}]"
+        raise DataError(f"targets are {labels.dtype} {list(labels.shape)}; this model takes {wanted}")
+    if np.isinf(labels).any():
+        raise DataError("targets hold infinite numbers; a row without targets has NaN")
 
 
 def _check_rows(spec: ModelSpec, values: Rows) -> None:
@@ -348,12 +358,13 @@ def _train_joint(
     parameters: Ints,
     state: State,
     values: Rows,
-    labels: Ints | None,
+    labels: Labels | None,
     ctx: RoundContext,
 ) -> RoundStats:
     """Every layer by one minibatch of CD on the features below it, the head on the top features; then the next."""
     error, loss, correct, labelled = 0.0, 0.0, 0, 0
     last = 1
+    keys = np.array([ctx.run_key & ((1 << 64) - 1), ctx.slot], np.uint64)
     for i, rate in enumerate(ctx.learning_rates):
         x: Rows = values[i * phase.batch : (i + 1) * phase.batch]
         y = None if labels is None else labels[i * phase.batch : (i + 1) * phase.batch]
@@ -365,73 +376,21 @@ def _train_joint(
             if layer == 0:
                 error, last = e, rows
             x = _hidden(spec, parameters, x, layer, as_bytes=True)
-        if y is not None and spec.classes and (y >= 0).any():
-            one = RoundContext(ctx.run_key, ctx.slot, ctx.step + i, ctx.slots, ctx.visible_mean, rates)
-            batch_loss, right = _train_dense(spec, phase, parameters, state, x, y, one, head_only=True)
-            known = int((y >= 0).sum())
+        known = int(supervised.known_rows(spec, y).sum()) if y is not None and spec.outputs else 0
+        if y is not None and known:
+            batch_loss, right = supervised.train(
+                spec, phase, parameters, state, x, y, keys, ctx.step + i, rates, np.float32(1.0 / GREY_ONE),
+                head_only=True,
+            )  # fmt: skip
             loss, correct, labelled = loss + batch_loss * known, correct + right, labelled + known
     return RoundStats(
         values.shape[0], error / last, loss / max(labelled, 1), correct, len(ctx.learning_rates)
     )
 
 
-def _train_dense(
-    spec: ModelSpec,
-    phase: PhaseSpec,
-    parameters: Ints,
-    state: State,
-    values: Rows,
-    labels: Ints,
-    ctx: RoundContext,
-    *,
-    head_only: bool = False,
-) -> tuple[float, int]:
-    """Backprop over the whole stack, or the head alone on top features; returns (mean loss, correct)."""
-    layers = tuple(range(len(spec.hidden), len(spec.hidden) + 1) if head_only else range(len(spec.hidden) + 1))
-    sizes = tuple(_dense_sizes(spec, n) for n in layers)
-    space = workspaces.take_stack(sizes, min(phase.batch, max(values.shape[0], 1)))
-    space.load([_dense_flat(spec, parameters, n) for n in layers], [_dense_moments(state, n) for n in layers])
-    options = np.zeros(7, np.float32)
-    options[opt.MOMENTUM] = phase.momentum
-    options[opt.DECAY] = phase.weight_decay
-    options[opt.L1] = phase.l1
-    options[opt.ADAM] = float(phase.optimizer == "adam" or head_only)
-    options[opt.POWER1 : opt.POWER2 + 1] = state["powers"]
-    keys = np.array([ctx.run_key & ((1 << 64) - 1), ctx.slot], np.uint64)
-    labels = np.ascontiguousarray(labels, np.int32)
-    scale = np.float32(1.0 / (GREY_ONE if head_only else _byte_scale(spec)))
-    keep = np.float32(1.0 if head_only else 1.0 - phase.dropout)
-    share = HEAD_RATE if head_only else 1.0
-    loss, correct, labelled = 0.0, 0, 0
-    for i, rate in enumerate(ctx.learning_rates):
-        first = i * phase.batch
-        rows = min(phase.batch, values.shape[0] - first)
-        options[opt.RATE] = float(rate) * share
-        inference.fill_floats(values, first, rows, scale, space.x)
-        got = backprop.train_minibatch(
-            space.table, space.x.ctypes.data, space.x.shape[1] * 4, labels, first, rows, 0, keep, options, keys,
-            ctx.step + i, space.scratch.ctypes.data,
-        )  # fmt: skip
-        loss, correct, labelled = loss + got[0], correct + int(got[1]), labelled + int(got[2])
-    state["powers"][:] = options[opt.POWER1 : opt.POWER2 + 1]
-    space.store([_dense_flat(spec, parameters, n) for n in layers])
-    workspaces.give_stack(space)
-    return loss / max(labelled, 1), correct
-
-
-def _byte_scale(spec: ModelSpec) -> int:
-    return GREY_ONE if spec.visible_units == "grey" else 1
-
-
-def _dense_flat(spec: ModelSpec, parameters: Ints, n: int) -> tuple[Ints, Ints]:
-    """Weights and bias slices of a layer (its hidden bias) or the head."""
-    tensors = layout(spec)
-    w, b = tensors[3 * n], tensors[3 * n + (2 if n < len(spec.hidden) else 1)]
-    return parameters[w.offset : w.offset + w.size], parameters[b.offset : b.offset + b.size]
-
-
-def _dense_moments(state: State, n: int) -> tuple[NDArray[np.generic], ...]:
-    return tuple(state[f"dense{n}.{name}"] for name in ("m", "v", "bias_m", "bias_v"))
+def _byte_value(spec: ModelSpec) -> np.float32:
+    """What a row's 1 stands for as a float32."""
+    return np.float32(1.0 / (GREY_ONE if spec.visible_units == "grey" else 1))
 
 
 def _hidden(spec: ModelSpec, parameters: Ints, x: Rows, layer: int, *, as_bytes: bool) -> Rows:
@@ -454,11 +413,13 @@ def _features_below(spec: ModelSpec, parameters: Ints, values: Rows, layer: int)
 
 
 def transform(spec: ModelSpec, parameters: Ints, values: Rows, layers: int | None = None) -> Floats:
-    """Hidden probabilities of the top layer, or of the first ``layers`` layers (float32 [n, H])."""
+    """Hidden probabilities of the top layer, or of the first ``layers`` layers (float32 [n, H]); ReLU activations."""
     _check_rows(spec, values)
     top = len(spec.hidden) if layers is None else layers
     if not 1 <= top <= len(spec.hidden):
         raise ConfigError(f"transform to layer {top}; the model has {len(spec.hidden)}")
+    if spec.hidden_units == "relu":
+        return supervised.outputs(spec, parameters, np.ascontiguousarray(values), _byte_value(spec), top)
     x = _features_below(spec, parameters, values, top - 1)
     return np.asarray(_hidden(spec, parameters, x, top - 1, as_bytes=False), np.float32)
 
@@ -466,29 +427,25 @@ def transform(spec: ModelSpec, parameters: Ints, values: Rows, layers: int | Non
 def features(spec: ModelSpec, parameters: Ints, values: Rows, layers: int | None = None) -> Bytes:
     """As `transform`, as bytes 0..127: what the layer above is trained on (uint8 [n, H])."""
     _check_rows(spec, values)
+    require_energy(spec)
     top = len(spec.hidden) if layers is None else layers
     return np.asarray(_features_below(spec, parameters, values, top), np.uint8)
 
 
 def predict_proba(spec: ModelSpec, parameters: Ints, values: Rows) -> Floats:
     """Class probabilities of the whole stack (float32 [n, classes])."""
-    _check_rows(spec, values)
     if not spec.classes:
         raise ConfigError("this model has no classes")
-    layers = range(len(spec.hidden) + 1)
-    space = workspaces.take_stack(tuple(_dense_sizes(spec, n) for n in layers), _BLOCK)
-    space.load([_dense_flat(spec, parameters, n) for n in layers], None)
+    return predict_outputs(spec, parameters, values)
+
+
+def predict_outputs(spec: ModelSpec, parameters: Ints, values: Rows) -> Floats:
+    """What the head says: class probabilities or targets (float32 [n, outputs])."""
+    _check_rows(spec, values)
+    if not spec.outputs:
+        raise ConfigError("this model has no head: neither classes nor targets")
     values = np.ascontiguousarray(values)
-    out = np.empty((values.shape[0], spec.classes), np.float32)
-    scale = np.float32(1.0 / _byte_scale(spec))
-    keys = np.zeros(2, np.uint64)
-    for first in range(0, values.shape[0], _BLOCK):
-        rows = min(_BLOCK, values.shape[0] - first)
-        inference.fill_floats(values, first, rows, scale, space.x)
-        backprop.predict_rows(space.table, space.x.ctypes.data, space.x.shape[1] * 4, rows, keys)
-        out[first : first + rows] = space.activations[-1][:rows, : spec.classes]
-    workspaces.give_stack(space)
-    return out
+    return supervised.outputs(spec, parameters, values, _byte_value(spec), len(spec.hidden) + 1)
 
 
 def free_energy(spec: ModelSpec, parameters: Ints, values: Rows, layer: int = 0) -> Floats:
@@ -504,6 +461,7 @@ def free_energy(spec: ModelSpec, parameters: Ints, values: Rows, layer: int = 0)
 def reconstruct(spec: ModelSpec, parameters: Ints, values: Rows) -> Floats:
     """Mean visibles after one mean-field trip up to the top and down again (float32 [n, V], real units)."""
     _check_rows(spec, values)
+    require_energy(spec)
     p = transform(spec, parameters, values)
     for layer in range(len(spec.hidden) - 1, -1, -1):
         space, _, _ = _real_space(spec, parameters, values[:0], layer)
@@ -520,6 +478,7 @@ def _real_space(
 ) -> tuple[workspaces.RealSpace, Rows, np.float32]:
     """A layer's float32 weights, the rows that reach it, and the value of their byte 1."""
     _check_rows(spec, values)
+    require_energy(spec)
     if not 0 <= layer < len(spec.hidden):
         raise ConfigError(f"layer {layer}; the model has layers 0..{len(spec.hidden) - 1}")
     visible, hidden = _sizes(spec, layer)
@@ -540,11 +499,11 @@ def warm(spec: ModelSpec, phases: tuple[PhaseSpec, ...] | list[PhaseSpec]) -> No
     parameters = initial_parameters(spec, 0, mean)
     kind = np.uint8 if spec.integer_rows else np.float32
     rows = np.zeros((2, spec.visible), kind)
-    labels = np.zeros(2, np.int32)
+    labels: Labels = np.zeros((2, spec.targets), np.float32) if spec.targets else np.zeros(2, np.int32)
     for phase in phases:
         ctx = RoundContext(0, 0, 0, 1, mean, np.full(-(-2 // phase.batch), 0.0, np.float32))
         train_round(spec, phase, parameters, new_state(spec, phase), rows, labels, ctx)
-    if spec.classes:
-        predict_proba(spec, parameters, rows)
+    if spec.outputs:
+        predict_outputs(spec, parameters, rows)
     transform(spec, parameters, rows)
     workspaces.clear()  # of two rows, and for reading: training makes others

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossipdbn.errors import ConfigError
-from gossipdbn.models.spec import UNIT, ModelSpec, layout
+from gossipdbn.models.spec import UNIT, ModelSpec, layout, require_energy
 
 F64 = NDArray[np.float64]
 
@@ -56,7 +56,8 @@ class LogPartition:
 
 
 def rbm_of(spec: ModelSpec, parameters: NDArray[np.int32], layer: int = 0) -> Rbm:
-    """A layer of a model as an `Rbm`; raises ConfigError when there is no such layer."""
+    """A layer of a model as an `Rbm`; raises ConfigError when there is no such layer, or it is none."""
+    require_energy(spec)
     if not 0 <= layer < len(spec.hidden):
         raise ConfigError(f"there is no layer {layer}: the model has layers 0 to {len(spec.hidden) - 1}")
     w, a, b = (

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gossipdbn.models import learners
 from gossipdbn.models.likelihood import unit_values
-from gossipdbn.models.spec import ModelSpec, layout, parameter_count
+from gossipdbn.models.spec import ModelSpec, layout, parameter_count, require_energy
 
 
 class AnomalyScores(NamedTuple):
@@ -24,7 +24,8 @@ class AnomalyScores(NamedTuple):
 
 
 def bottom(spec: ModelSpec, parameters: NDArray[np.int32]) -> tuple[ModelSpec, NDArray[np.int32]]:
-    """The first layer alone, as a model of its own."""
+    """The first layer alone, as a model of its own; ConfigError when it is no Boltzmann machine."""
+    require_energy(spec)
     one = ModelSpec(spec.visible, spec.hidden[:1], spec.visible_units, 0, spec.binary_columns)
     assert layout(one)[-1].name == layout(spec)[2].name
     return one, parameters[: parameter_count(one)]

@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from gossipdbn.errors import ConfigError
+
 VisibleUnits = Literal["binary", "grey", "gaussian", "mixed"]
 Learner = Literal["cd", "pcd", "backprop", "joint"]
 Optimizer = Literal["adam", "sgd"]
+HiddenUnits = Literal["binary", "relu"]
+Loss = Literal["cross_entropy", "squared"]
 
 UNIT = 2.0**-24
 """The value of one integer step of a parameter."""
@@ -20,16 +24,20 @@ UNIT = 2.0**-24
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A stack of RBMs with an optional softmax head.
+    """A stack of RBMs, or of rectified linear layers, with an optional head for classes or for numbers.
 
     Parameters
     ----------
     visible : number of visible units.
-    hidden : number of hidden (Bernoulli) units of each layer, bottom up.
+    hidden : number of hidden units of each layer, bottom up.
     visible_units : "binary" (0/1), "grey" (0..127, read as 0..1), "gaussian" (float32, standardised),
         "mixed" (float32; columns named by ``binary_columns`` are 0/1, the others Gaussian).
     classes : number of softmax outputs, 0 for none.
     binary_columns : indices of the 0/1 columns of "mixed" rows.
+    hidden_units : "binary" (Bernoulli units, sigmoids in backprop) or "relu" (max(0, x); backprop alone trains them).
+    loss : what the head minimises, per row: "cross_entropy" of the classes, or "squared": half the squared distance
+        between class probabilities and the one true class (Brier 1950), or between ``targets`` and linear outputs.
+    targets : number of linear outputs trained towards real numbers, 0 for none; excludes ``classes``, needs "squared".
     """
 
     visible: int
@@ -37,6 +45,14 @@ class ModelSpec:
     visible_units: VisibleUnits = "binary"
     classes: int = 0
     binary_columns: tuple[int, ...] = ()
+    hidden_units: HiddenUnits = "binary"
+    loss: Loss = "cross_entropy"
+    targets: int = 0
+
+    @property
+    def outputs(self) -> int:
+        """Units of the head: classes or targets, 0 without a head."""
+        return self.classes or self.targets
 
     @property
     def integer_rows(self) -> bool:
@@ -78,8 +94,8 @@ def layout(spec: ModelSpec) -> tuple[Tensor, ...]:
             (f"layer{i}.hidden_bias", (h,)),
         ]
         below = h
-    if spec.classes:
-        shapes += [("head.weights", (below, spec.classes)), ("head.bias", (spec.classes,))]
+    if spec.outputs:
+        shapes += [("head.weights", (below, spec.outputs)), ("head.bias", (spec.outputs,))]
     tensors: list[Tensor] = []
     offset = 0
     for i, (name, shape) in enumerate(shapes):
@@ -87,6 +103,27 @@ def layout(spec: ModelSpec) -> tuple[Tensor, ...]:
         tensors.append(t)
         offset += t.size
     return tuple(tensors)
+
+
+def spec_problem(spec: ModelSpec) -> str:
+    """What no model can be, in words, or ''."""
+    if spec.visible < 1 or not spec.hidden or min(spec.hidden) < 1 or min(spec.classes, spec.targets) < 0:
+        return f"a model of {spec.visible} visible, {list(spec.hidden)} hidden units and {spec.outputs} outputs"
+    if any(not 0 <= c < spec.visible for c in spec.binary_columns):
+        return "binary_columns name units that are not there"
+    if spec.classes and spec.targets:
+        return f"a head of {spec.classes} classes and {spec.targets} targets; it has one of them"
+    if spec.targets and spec.loss != "squared":
+        return f"{spec.targets} targets with the loss {spec.loss}; numbers are trained with the loss squared"
+    if spec.hidden_units == "relu" and not spec.outputs:
+        return "ReLU units without classes or targets: only backprop can train them"
+    return ""
+
+
+def require_energy(spec: ModelSpec) -> None:
+    """ConfigError unless the layers are Boltzmann machines, which ReLU layers are not."""
+    if spec.hidden_units != "binary":
+        raise ConfigError("a network of ReLU units is no Boltzmann machine: it has no energy and no reconstructions")
 
 
 def parameter_count(spec: ModelSpec) -> int:
@@ -134,7 +171,7 @@ def phase_tensors(spec: ModelSpec, phase: PhaseSpec) -> tuple[int, ...]:
     n = len(spec.hidden)
     if phase.learner in ("cd", "pcd"):
         return (3 * phase.layer, 3 * phase.layer + 1, 3 * phase.layer + 2)
-    head = (3 * n, 3 * n + 1) if spec.classes else ()
+    head = (3 * n, 3 * n + 1) if spec.outputs else ()
     if phase.learner == "joint":
         return (*range(3 * n), *head)
     return (*(t for i in range(n) for t in (3 * i, 3 * i + 2)), *head)

@@ -110,7 +110,7 @@ def phase_name(phase: PhaseSpec) -> str:
 def network(model: Model) -> str:
     """The network as its widths: 784-500-500-10."""
     s = model.spec
-    return "-".join(str(n) for n in (s.visible, *s.hidden, *((s.classes,) if s.classes else ())))
+    return "-".join(str(n) for n in (s.visible, *s.hidden, *((s.outputs,) if s.outputs else ())))
 
 
 def _facts(r: RunReport) -> str:

@@ -82,7 +82,7 @@ def images(
         f"<figcaption>What the {shown} strongest hidden units look for: red pixels switch a unit on, blue ones off."
         "</figcaption></figure>"
     )
-    if values is not None and len(values):
+    if values is not None and len(values) and model.spec.hidden_units == "binary":
         from gossipdbn.models.learners import reconstruct  # loads the kernels: only for pages that show rows
 
         rows = values[:20]

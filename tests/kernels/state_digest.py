@@ -33,21 +33,24 @@ def rows_of(spec: ModelSpec, n: int) -> np.ndarray:
 def trained(spec: ModelSpec, phase: PhaseSpec, rounds: int, per_round: int) -> str:
     """SHA-256 of parameters and state after some rounds."""
     x = rows_of(spec, per_round)
-    labels = (np.arange(per_round) % max(spec.classes, 1)).astype(np.int32)
+    labels: np.ndarray = (np.arange(per_round) % max(spec.classes, 1)).astype(np.int32)
+    if spec.targets:
+        labels = np.random.default_rng(13).integers(-40, 40, (per_round, spec.targets)).astype(f4) / f4(16)
     mean = (x.astype(np.float64).mean(0) / (127 if spec.visible_units == "grey" else 1)).astype(f4)
     p = learners.initial_parameters(spec, 99, mean)
     state = learners.new_state(spec, phase)
     batches = -(-per_round // phase.batch)
     for r in range(rounds):
         ctx = learners.RoundContext(99, 1, r * batches, 2, mean, np.full(batches, phase.lr, f4))
-        learners.train_round(spec, phase, p, state, x, labels if spec.classes else None, ctx)
+        learners.train_round(spec, phase, p, state, x, labels if spec.outputs else None, ctx)
     h = hashlib.sha256(p.tobytes())
     for name in sorted(state):
         h.update(name.encode() + state[name].tobytes())
     h.update(learners.transform(spec, p, x).tobytes())
-    h.update(learners.reconstruct(spec, p, x[:20]).tobytes() + learners.free_energy(spec, p, x[:20]).tobytes())
-    if spec.classes:
-        h.update(learners.predict_proba(spec, p, x).tobytes())
+    if spec.hidden_units == "binary":
+        h.update(learners.reconstruct(spec, p, x[:20]).tobytes() + learners.free_energy(spec, p, x[:20]).tobytes())
+    if spec.outputs:
+        h.update(learners.predict_outputs(spec, p, x).tobytes())
     return h.hexdigest()
 
 
@@ -87,6 +90,24 @@ PARTS = {
     "momentum": lambda: trained(
         ModelSpec(50, (37,), "gaussian", 3),
         PhaseSpec("backprop", batch=16, lr=0.1, momentum=0.9, weight_decay=1e-3),
+        15,
+        110,
+    ),
+    "relu": lambda: trained(
+        ModelSpec(50, (37, 20), "grey", 5, hidden_units="relu"),
+        PhaseSpec("backprop", batch=16, lr=0.01, optimizer="adam", dropout=0.2),
+        15,
+        110,
+    ),
+    "brier": lambda: trained(
+        ModelSpec(50, (37,), "binary", 21, loss="squared"),
+        PhaseSpec("backprop", batch=16, lr=0.5, momentum=0.9),
+        15,
+        110,
+    ),
+    "regression": lambda: trained(
+        ModelSpec(50, (37, 20), "gaussian", hidden_units="relu", loss="squared", targets=3),
+        PhaseSpec("backprop", batch=16, lr=0.01, momentum=0.9, weight_decay=1e-3),
         15,
         110,
     ),

@@ -139,55 +139,95 @@ def test_real_contrastive_divergence(v, h, units, n, phase):
         np.testing.assert_array_equal(state["layer0.chains"], chains)
 
 
+SGD = PhaseSpec("backprop", batch=7, lr=0.1, momentum=0.9, weight_decay=1e-3, l1=1e-4, dropout=0.3)
+ADAM = PhaseSpec("backprop", batch=10, lr=0.01, optimizer="adam")
+DROPOUT = PhaseSpec("backprop", batch=33, lr=0.01, optimizer="adam", dropout=0.5)
+STACK = (35, 18)
 BACKPROP = [
-    (PhaseSpec("backprop", batch=10, lr=0.01, optimizer="adam"), "grey", 3),
-    (PhaseSpec("backprop", batch=7, lr=0.1, momentum=0.9, weight_decay=1e-3, l1=1e-4, dropout=0.3), "binary", 3),
-    (PhaseSpec("backprop", batch=33, lr=0.01, optimizer="adam", dropout=0.5), "gaussian", 40),
+    (ADAM, ModelSpec(21, STACK, "grey", 3)),
+    (SGD, ModelSpec(21, STACK, "binary", 3)),
+    (DROPOUT, ModelSpec(21, STACK, "gaussian", 40)),
+    (ADAM, ModelSpec(21, STACK, "grey", 3, hidden_units="relu")),
+    (SGD, ModelSpec(21, STACK, "binary", 3, hidden_units="relu")),
+    (DROPOUT, ModelSpec(21, (35, 18, 50), "gaussian", 40, hidden_units="relu", loss="squared")),
+    (ADAM, ModelSpec(21, STACK, "grey", 19, loss="squared")),
+    (SGD, ModelSpec(21, STACK, "gaussian", 2, loss="squared")),
+    (SGD, ModelSpec(21, STACK, "gaussian", loss="squared", targets=2, hidden_units="relu")),
+    (ADAM, ModelSpec(21, STACK, "binary", loss="squared", targets=35)),
+    (PhaseSpec("backprop", batch=1, lr=0.1), ModelSpec(1, (1,), "gaussian", loss="squared", targets=1)),
+    (PhaseSpec("backprop", batch=1, lr=0.1), ModelSpec(1, (1,), "binary", 1, hidden_units="relu")),
 ]
 
 
-@pytest.mark.parametrize(("phase", "units", "classes"), BACKPROP)
-def test_backprop(phase, units, classes):
-    spec = ModelSpec(21, (35, 18), units, classes)
+def goals(spec: ModelSpec, n: int) -> np.ndarray:
+    """Labels with some missing, or targets in sixteenths with some missing."""
+    rng = np.random.default_rng(5)
+    if not spec.targets:
+        return rng.integers(-1, spec.classes, n).astype(np.int32)
+    y = rng.integers(-40, 40, (n, spec.targets)).astype(f4) / f4(16)
+    y[rng.integers(0, n, 3), rng.integers(0, spec.targets, 3)] = np.nan
+    return y
+
+
+def dense_layers(spec: ModelSpec, p: np.ndarray) -> list[tuple[naive_dense.Dense, str, str]]:
+    """The stack as twins with the names of their tensors."""
+    t = {t.name: p[t.offset : t.offset + t.size].astype(f4).reshape(t.shape) * UNIT for t in layout(spec)}
+    names = [(f"layer{n}.weights", f"layer{n}.hidden_bias") for n in range(len(spec.hidden))]
+    return [(naive_dense.Dense(t[w], t[b]), w, b) for w, b in [*names, ("head.weights", "head.bias")]]
+
+
+@pytest.mark.parametrize(("phase", "spec"), BACKPROP)
+def test_backprop(phase, spec):
     n = 33
     x = rows_of(spec, n, 4)
-    labels = np.random.default_rng(5).integers(-1, classes, n).astype(np.int32)
+    labels = goals(spec, n)
     p, mean = start(spec, x, 0.3)
-    tensors = {t.name: p[t.offset : t.offset + t.size].astype(f4).reshape(t.shape) * UNIT for t in layout(spec)}
-    names = [
-        ("layer0.weights", "layer0.hidden_bias"),
-        ("layer1.weights", "layer1.hidden_bias"),
-        ("head.weights", "head.bias"),
-    ]
-    layers = [naive_dense.Dense(tensors[w].copy(), tensors[b].copy()) for w, b in names]
+    layers = dense_layers(spec, p)
+    before = {name: a.copy() for layer, w, b in layers for name, a in ((w, layer.w), (b, layer.b))}
     o = naive_dense.Optimiser(phase.optimizer == "adam", phase.momentum, phase.weight_decay, phase.l1, phase.dropout)
     batches = -(-n // phase.batch)
     q = p.copy()
     state = learners.new_state(spec, phase)
     stats = learners.train_round(spec, phase, q, state, x, labels, context(5, mean, batches, phase.lr))
-    real = x.astype(f4) * f4(1 / 127) if units == "grey" else x.astype(f4)
+    real = x.astype(f4) * f4(1 / 127) if spec.visible_units == "grey" else x.astype(f4)
+    loss = "targets" if spec.targets else spec.loss
+    losses = 0.0
     for i in range(batches):
         s = slice(i * phase.batch, (i + 1) * phase.batch)
-        naive_dense.backprop_minibatch(layers, real[s], labels[s], phase.lr, o, naive.chain64(3, 1, 5 + i))
-    for layer, (w, b) in zip(layers, names, strict=True):
+        known = int((~np.isnan(labels[s]).any(1) if spec.targets else labels[s] >= 0).sum())
+        losses += known * naive_dense.backprop_minibatch(
+            [layer for layer, _, _ in layers], real[s], labels[s], phase.lr, o, naive.chain64(3, 1, 5 + i),
+            relu=spec.hidden_units == "relu", loss=loss,
+        )  # fmt: skip
+    for layer, w, b in layers:
         for t in layout(spec):
             if t.name in (w, b):
                 now = layer.w if t.name == w else layer.b
-                step = np.rint((now - tensors[t.name]) * f4(2.0**24)).astype(np.int64).reshape(-1)
+                step = np.clip((now - before[t.name]) * f4(2.0**24), -(2.0**29), 2.0**29)  # a round moves no further
                 part = slice(t.offset, t.offset + t.size)
-                np.testing.assert_array_equal(q[part], p[part] + step, err_msg=t.name)
-    assert stats.minibatches == batches and 0 <= stats.correct <= (labels >= 0).sum()
+                wanted = p[part] + np.rint(step).astype(np.int64).reshape(-1)
+                np.testing.assert_array_equal(q[part], np.clip(wanted, -(1 << 30), 1 << 30), err_msg=t.name)
+    known = int((~np.isnan(labels).any(1) if spec.targets else labels >= 0).sum())
+    assert stats.loss == pytest.approx(losses / max(known, 1), rel=1e-6)
+    assert stats.minibatches == batches and 0 <= stats.correct <= known
 
 
-def test_probabilities_of_a_stack():
-    spec = ModelSpec(21, (35, 18), "grey", 3)
-    x = rows_of(spec, 20, 6)
+@pytest.mark.parametrize("hidden_units", ["binary", "relu"])
+@pytest.mark.parametrize(
+    "head", [{"classes": 3}, {"classes": 20, "loss": "squared"}, {"targets": 4, "loss": "squared"}]
+)
+def test_outputs_and_features_of_a_stack(hidden_units, head):
+    spec = ModelSpec(21, (35, 18), "grey", hidden_units=hidden_units, **head)
+    x = rows_of(spec, 300, 6)
     p, _ = start(spec, x, 0.3)
-    t = {t.name: p[t.offset : t.offset + t.size].astype(f4).reshape(t.shape) * UNIT for t in layout(spec)}
-    layers = [naive_dense.Dense(t[f"layer{n}.weights"], t[f"layer{n}.hidden_bias"]) for n in range(2)]
-    layers.append(naive_dense.Dense(t["head.weights"], t["head.bias"]))
-    acts, _ = naive_dense.forward(layers, x.astype(f4) * f4(1 / 127), naive_dense.Optimiser(), 0)
-    np.testing.assert_array_equal(learners.predict_proba(spec, p, x), acts[-1])
+    layers = [layer for layer, _, _ in dense_layers(spec, p)]
+    relu = hidden_units == "relu"
+    real = x.astype(f4) * f4(1 / 127)
+    acts, _ = naive_dense.forward(layers, real, naive_dense.Optimiser(), 0, relu=relu, linear=bool(spec.targets))
+    np.testing.assert_array_equal(learners.predict_outputs(spec, p, x), acts[-1])
+    if relu:
+        for n in (1, 2):
+            np.testing.assert_array_equal(learners.transform(spec, p, x, n), acts[n - 1])
 
 
 def test_features_of_integer_layers():
