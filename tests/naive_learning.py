@@ -55,6 +55,7 @@ class Options:
     cost: float = 0.0
     max_norm: float = 0.0
     k: int = 1
+    shift: int = 0
 
 
 def planes(w: Ints) -> tuple[Ints, Ints]:
@@ -67,8 +68,12 @@ def scaled_bias(b: Ints) -> Floats:
     return b.astype(f4) * f4(NEG_LOG2E * f4(2.0**-24))
 
 
-def log2_odds(x: Ints, w: Ints, bias: Ints, one: int) -> Floats:
-    """-log2(e) times the pre-activation of x [n, k] against w [k, m]."""
+def log2_odds(x: Ints, w: Ints, bias: Ints, one: int, shift: int = 0) -> Floats:
+    """-log2(e) times the pre-activation of x [n, k] against w [k, m]; with ``shift`` against 8-bit weights."""
+    if shift:
+        t = np.clip((np.clip(w, -WEIGHT_LIMIT, WEIGHT_LIMIT) + (1 << (shift - 1))) >> shift, -127, 127)
+        unit = f4(f4(f4(NEG_LOG2E * f4(2.0**-24)) * f4(2.0**shift)) / f4(one))
+        return fma((x @ t).astype(f4), unit, scaled_bias(bias))
     scale = f4(f4(NEG_LOG2E * f4(2.0**-12)) / f4(one))
     hi, lo = planes(w)
     return fma((x @ hi).astype(f4), f4(scale * f4(256)), fma((x @ lo).astype(f4), scale, scaled_bias(bias)))
@@ -101,20 +106,20 @@ def cd_minibatch(m: Layer, x: Ints, one: int, rate: float, o: Options, key: int,
     n, hidden = x.shape[0], m.w.shape[1]
     rate = f4(f4(rate) * f4(2.0**24))
     persistent = chains is not None
-    p0 = reciprocal(exp2(log2_odds(x, m.w, m.b, one)) + f4(1))
+    p0 = reciprocal(exp2(log2_odds(x, m.w, m.b, one, o.shift)) + f4(1))
     states = below(draws(child64(key, 0), n, hidden, pair_rows=True), p0).astype(np.int64)
     error = 0
     negative = chains if chains is not None else states
     if persistent:
-        error = squared_error(m, states, x, one)
+        error = squared_error(m, states, x, one, o.shift)
     v = x
     p1 = p0
     for t in range(o.k):
-        e = exp2(log2_odds(negative, m.w.T, m.a, 1))
+        e = exp2(log2_odds(negative, m.w.T, m.a, 1, o.shift))
         if t == 0 and not persistent:
-            error = squared_error(m, states, x, one)
+            error = squared_error(m, states, x, one, o.shift)
         v = below_of_exp(draws(child64(key, 2 * t + 1), n, m.w.shape[0], pair_rows=False), e).astype(np.int64)
-        p1 = reciprocal(exp2(log2_odds(v, m.w, m.b, 1)) + f4(1))
+        p1 = reciprocal(exp2(log2_odds(v, m.w, m.b, 1, o.shift)) + f4(1))
         negative = below(draws(child64(key, 2 * t + 2), n, hidden, pair_rows=True), p1).astype(np.int64)
     if chains is not None:
         chains[:] = negative
@@ -126,8 +131,8 @@ def quantised(p: Floats) -> Ints:
     return np.rint(p.astype(np.float64) * 255.0).astype(np.int64)
 
 
-def squared_error(m: Layer, states: Ints, x: Ints, one: int) -> int:
-    mean = reciprocal(exp2(log2_odds(states, m.w.T, m.a, 1)) + f4(1))
+def squared_error(m: Layer, states: Ints, x: Ints, one: int, shift: int) -> int:
+    mean = reciprocal(exp2(log2_odds(states, m.w.T, m.a, 1, shift)) + f4(1))
     d = fma(x.astype(f4), -f4(f4(1) / f4(one)), mean)
     return int(np.rint((d * d).astype(np.float64) * 1024.0).sum())
 

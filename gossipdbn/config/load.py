@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from gossipdbn.config.parts import (
     PHASE_SETTINGS,
@@ -151,6 +151,7 @@ def expand(model: ModelPart, train: TrainPart, *, endless: bool) -> tuple[PhaseS
         "sparsity_target": train.sparsity_target,
         "sparsity_cost": train.sparsity_cost,
         "max_norm": train.max_norm,
+        "weight_bits": train.weight_bits,
     }
     if endless:
         return (PhaseSpec("joint", epochs=None, **cast(Any, layers)),)
@@ -196,6 +197,7 @@ class _PhaseTable:
     max_norm: float = 0.0
     k: int = 1
     dropout: float = 0.0
+    weight_bits: Literal[8, 16] = 16
 
 
 def _phases(tables: object, problems: list[str]) -> tuple[PhaseSpec, ...]:

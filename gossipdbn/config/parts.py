@@ -99,6 +99,11 @@ class TrainPart:
         0.0, "How strongly activity is pulled to the target; 0 = not at all.", low=0.0, high=100.0
     )
     max_norm: float = setting(0.0, "Largest norm of a hidden unit's weights; 0 = no bound.", low=0.0, high=1e6)
+    weight_bits: Literal[16, 8] = setting(
+        16,
+        "Bits of a weight where layers of binary or grey units multiply it; 8 is faster and reconstructs about 1 % "
+        "worse. The weights themselves keep 32.",
+    )
     fine_tune_epochs: int = setting(
         20, "Passes of backprop through the whole stack (with classes only); 0 = none.", low=0, high=100_000
     )
@@ -139,6 +144,7 @@ PHASE_SETTINGS = {
     "max_norm": Setting("Largest norm of a hidden unit's weights; 0 = no bound.", low=0.0, high=1e6),
     "k": Setting("Gibbs steps per minibatch.", low=1, high=1000),
     "dropout": Setting("Share of hidden units left out (backprop).", low=0.0, high=0.95),
+    "weight_bits": Setting("16, or 8 for faster, coarser products in layers of binary or grey units."),
 }
 """Bounds of ``[[phases]]``, whose keys are the fields of :class:`gossipdbn.models.spec.PhaseSpec`."""
 

@@ -154,6 +154,16 @@ def kstep_ub_half(left0, left_stride, right0, right1):
 
 
 @inline
+def kstep_ub_one(left0, left1, left_stride, right0):
+    """As `kstep_ub` for one block of 16 columns (accumulators 0 and 2)."""
+    _l4(left0, left_stride)
+    _l6(right0, 64)
+    _ub046()
+    _l5(left1, left_stride)
+    _ub256()
+
+
+@inline
 def kstep_bu(left0, left1, left_stride, right0, right1):
     """As `kstep_ub` with the signs of the operands exchanged."""
     _l4(left0, left_stride)
@@ -174,6 +184,16 @@ def kstep_bu_half(left0, left1, left_stride, right0):
     _bu046()
     _l5(left1, left_stride)
     _bu256()
+
+
+@inline
+def kstep_bu_one(left0, left_stride, right0, right1):
+    """As `kstep_bu` for one block of 16 rows (accumulators 0 and 1)."""
+    _l4(left0, left_stride)
+    _l6(right0, 64)
+    _bu046()
+    _l7(right1, 64)
+    _bu147()
 
 
 @inline

@@ -10,7 +10,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from gossipdbn.kernels.amx import kstep_bu, kstep_bu_half, kstep_ub, kstep_ub_half, store4, zero4
+from gossipdbn.kernels.amx import (
+    kstep_bu,
+    kstep_bu_half,
+    kstep_bu_one,
+    kstep_ub,
+    kstep_ub_half,
+    kstep_ub_one,
+    store4,
+    zero4,
+)
 from gossipdbn.kernels.cd_epilogue import hidden_quad, update_quad, visible_quad
 from gossipdbn.kernels.cd_panels import visible_out
 from gossipdbn.kernels.tiers import device, inline
@@ -52,19 +61,19 @@ def hidden_sums(x, vp, hi, lo, group, rows, c, visible):
 
 
 @inline
-def _hidden_unit(u, c, n, m, scale, nb, p_out, samples, sums, keys, keys_stride, sample, rows, bp):
+def _hidden_unit(u, c, n, m, scale, nb, p_out, samples, sums, keys, keys_stride, sample, shift, rows, bp):
     """Unit ``u`` of 8 of a block of 32 rows x 16 hiddens whose sums lie at ``c``."""
     o = c + (u >> 2) * 2048 + (u & 3) * 256
     r = m + u * 4
     if r < rows:
         out = p_out + (n * (bp >> 2) + (r >> 2)) * 64
         t = hidden_quad(o, o + 1024, 64, scale, loadf(nb + n * 64), r, rows, n * 16, keys, keys_stride, out,
-                        samples + r * 64 + (n & 3) * 16, sample)
+                        samples + r * 64 + (n & 3) * 16, sample, shift)
         storei(sums + n * 64, iadd(loadi(sums + n * 64), t))
 
 
 @device
-def panel_hidden(panel, x, hi, lo, scale, nb, p_out, states, samples, sums, keys, keys_stride, c, sample,
+def panel_hidden(panel, x, hi, lo, scale, nb, p_out, states, samples, sums, keys, keys_stride, c, sample, shift,
                  visible, rows, vp, hp, bp):
     """As `cd_panels.panel_hidden`."""
     steps = (visible + 63) >> 6
@@ -84,13 +93,16 @@ def panel_hidden(panel, x, hi, lo, scale, nb, p_out, states, samples, sums, keys
             if j < blocks:
                 a = x + m * vp + k * 64
                 b = n * plane + k * 1024
-                if both:
+                if shift:
+                    kstep_ub_one(a, a + 16 * vp, vp, hi + b)
+                elif both:
                     kstep_ub(a, a + 16 * vp, vp, hi + b, lo + b)
                 else:
                     kstep_ub_half(a, vp, hi + b, lo + b)
             until = ((k + 1) * 8) // steps if j > 0 else 0
             while u < until:
-                _hidden_unit(u, before, pn, pm, scale, nb, p_out, samples, sums, keys, keys_stride, sample, rows, bp)
+                _hidden_unit(u, before, pn, pm, scale, nb, p_out, samples, sums, keys, keys_stride, sample, shift,
+                             rows, bp)
                 u += 1
         store4(c + (j & 1) * 4096)
     if sample:
@@ -116,7 +128,7 @@ def _unpack_unit(u, hi, lo, v, out, vp, hp):
 
 
 @inline
-def _visible_unit(u, c, v, g, scale, nb, x, words, counts, keys, keys_stride, x_scale, measure, rows, bp):
+def _visible_unit(u, c, v, g, scale, nb, x, words, counts, keys, keys_stride, x_scale, measure, shift, rows, bp):
     """Unit ``u`` of 8 of a block of 16 visibles x 32 rows; returns the measured error."""
     n = g + (u >> 2)
     y = v + (u & 3) * 4
@@ -125,7 +137,7 @@ def _visible_unit(u, c, v, g, scale, nb, x, words, counts, keys, keys_stride, x_
     o = c + (u >> 2) * 1024 + (u & 3) * 256
     at = y * bp + n * 16
     word, error = visible_quad(o, o + 2048, 64, scale, nb, y, n * 16, rows, loadi(keys + n * 64),
-                               loadi(keys + keys_stride + n * 64), x + at, bp, measure, x_scale)
+                               loadi(keys + keys_stride + n * 64), x + at, bp, measure, x_scale, shift)
     storei(words + (n * 16 + ((y & 63) >> 2)) * 64, word)
     s = counts + (y >> 2) * 64
     storei(s, iadd(loadi(s), word))
@@ -134,12 +146,12 @@ def _visible_unit(u, c, v, g, scale, nb, x, words, counts, keys, keys_stride, x_
 
 @device
 def pass_visible(hi, lo, planes, states, nb, v1, v1t, negative, x, words, counts, sums, keys, keys_stride, c, scale,
-                 x_scale, measure, visible, rows, vp, hp, bp):
+                 x_scale, measure, shift, visible, rows, vp, hp, bp):
     """As `cd_panels.pass_visible`."""
     error = np.int64(0)
     groups = (rows + 15) >> 4
     steps = hp >> 6
-    units = 8 * steps  # of unpacking: two planes, four quads
+    units = (4 if shift else 8) * steps  # of unpacking: one or two planes, four quads
     blocks = (groups + 1) >> 1
     for q in range(vp >> 2):
         storei(counts + q * 64, vi(0))
@@ -163,14 +175,16 @@ def pass_visible(hi, lo, planes, states, nb, v1, v1t, negative, x, words, counts
         for k in range(steps):
             if j < total:
                 b = s + k * 1024
-                if pair:
+                if shift:
+                    kstep_bu_one(a + k * 64, hp, b, b + (hp >> 2) * 64)
+                elif pair:
                     kstep_bu(a + k * 64, a + 16 * hp + k * 64, hp, b, b + (hp >> 2) * 64)
                 else:
                     kstep_bu_half(a + k * 64, a + 16 * hp + k * 64, hp, b)
             until = ((k + 1) * 8) // steps if j > 0 else 0
             while u < until:
                 error += _visible_unit(u, before, pv, pg, scale, nb, x, words, counts, keys, keys_stride, x_scale,
-                                       measure, rows, bp)
+                                       measure, shift, rows, bp)
                 u += 1
             if v + 16 < visible:
                 until = (units * ((j % blocks) * steps + k + 1)) // (blocks * steps)
@@ -190,7 +204,7 @@ def pass_visible(hi, lo, planes, states, nb, v1, v1t, negative, x, words, counts
 
 @inline
 def _update_unit(u, c, v, n, master, speed, hi, lo, mu_neg, dv_neg, dh, lam, db, da, scale, momentum, decay, l1,
-                 visible, vp):
+                 shift, visible, vp):
     """Unit ``u`` of 16 of a block of 32 visibles x 32 hiddens: one group of hiddens, then the other."""
     y = v + (u & 7) * 4
     if y < visible:
@@ -205,13 +219,13 @@ def _update_unit(u, c, v, n, master, speed, hi, lo, mu_neg, dv_neg, dh, lam, db,
         prefetch(speed + m * 32 + 1088)
         d = update_quad(o, 64, y, master + m * 64, speed + m * 32, hi + m * 16, lo + m * 16, mu_neg, dv_neg,
                         loadf(dh + g * 64), loadf(lam + g * 64), loadf(db + g * 64), da + y * 64, scale, momentum,
-                        decay, l1)
+                        decay, l1, shift)
         storef(db + g * 64, d)
 
 
 @device
 def panel_update(panel, xt, v1t, p0, p1, grey, master, speed, hi, lo, mu_neg, dv_neg, dh, lam, db, da, scale,
-                 momentum, decay, l1, c, visible, rows, vp, bp):
+                 momentum, decay, l1, c, shift, visible, rows, vp, bp):
     """As `cd_panels.panel_update`."""
     steps = (rows + 63) >> 6
     plane = (bp >> 2) * 64
@@ -234,6 +248,6 @@ def panel_update(panel, xt, v1t, p0, p1, grey, master, speed, hi, lo, mu_neg, dv
             until = ((k + 1) * 16) // (2 * steps) if j > 0 else 0
             while u < until:
                 _update_unit(u, before, pv, pn, master, speed, hi, lo, mu_neg, dv_neg, dh, lam, db, da, scale,
-                             momentum, decay, l1, visible, vp)
+                             momentum, decay, l1, shift, visible, vp)
                 u += 1
         store4(c + (j & 1) * 4096)

@@ -23,7 +23,7 @@ from gossipdbn.kernels.activation import (
     sigmoid_of_exp,
     unsigned8,
 )
-from gossipdbn.kernels.cd_layout import LIMIT, clipped, operand, pack_quads
+from gossipdbn.kernels.cd_layout import LIMIT, clipped, store_planes
 from gossipdbn.kernels.tiers import inline
 from gossipdbn.kernels.vectors import (
     bits,
@@ -74,7 +74,15 @@ def preactivation(hi, lo, scale, nb):
 
 
 @inline
-def hidden_quad(hi, lo, stride, scale, nb, row, rows, column, keys, keys_stride, p_out, samples, sample):
+def joined(hi, lo, scale, nb, shift):
+    """`preactivation` of the sums at ``hi`` and ``lo``; of the one plane at ``hi`` with 8-bit weights (``shift``)."""
+    if shift:
+        return fma(to_float(loadi(hi)), vf(scale), nb)
+    return preactivation(loadi(hi), loadi(lo), scale, nb)
+
+
+@inline
+def hidden_quad(hi, lo, stride, scale, nb, row, rows, column, keys, keys_stride, p_out, samples, sample, shift):
     """Four rows x 16 hiddens: probabilities as one word of quads, draws as bytes; returns the sum over the rows."""
     total = vi(0)
     word = vi(0)
@@ -88,7 +96,7 @@ def hidden_quad(hi, lo, stride, scale, nb, row, rows, column, keys, keys_stride,
         for j in range(2):
             if row + i + j < rows:
                 o = (i + j) * stride
-                p = sigmoid_of_exp(exp2(preactivation(loadi(hi + o), loadi(lo + o), scale, nb)))
+                p = sigmoid_of_exp(exp2(joined(hi + o, lo + o, scale, nb, shift)))
                 q = unsigned8(p, vf(_255))
                 total = iadd(total, q)
                 word = ior(word, shl(q, 8 * (i + j)))
@@ -101,7 +109,7 @@ def hidden_quad(hi, lo, stride, scale, nb, row, rows, column, keys, keys_stride,
 
 
 @inline
-def visible_quad(hi, lo, stride, scale, nb, v, row, rows, k0, k1, x, x_stride, measure, x_scale):
+def visible_quad(hi, lo, stride, scale, nb, v, row, rows, k0, k1, x, x_stride, measure, x_scale, shift):
     """Four visibles x 16 rows: draws as one word of quads; and the summed error, if measured."""
     word = vi(0)
     error = vi(0)
@@ -113,7 +121,7 @@ def visible_quad(hi, lo, stride, scale, nb, v, row, rows, k0, k1, x, x_stride, m
         h = hash16(vi((v + i) >> 1), k0, k1)
         for j in range(2):
             o = (i + j) * stride
-            e = exp2(preactivation(loadi(hi + o), loadi(lo + o), scale, at(nb, v + i + j)))
+            e = exp2(joined(hi + o, lo + o, scale, at(nb, v + i + j), shift))
             drawn = iand(bernoulli_of_exp(high16(h) if j else low16(h), e, one), valid)
             word = ior(word, shl(drawn, 8 * (i + j)))
             if measure:
@@ -137,7 +145,8 @@ def _step(sums, v, speed, w, mu_neg, dv_neg, dh, lam, db, da, scale, momentum, d
 
 
 @inline
-def update_quad(sums, stride, v, master, speed, hi, lo, mu_neg, dv_neg, dh, lam, db, da, scale, momentum, decay, l1):
+def update_quad(sums, stride, v, master, speed, hi, lo, mu_neg, dv_neg, dh, lam, db, da, scale, momentum, decay, l1,
+                shift):
     """Four visibles x 16 hiddens of the weight update.
 
     From the exact gradient sums to the new masters and their planes; adds this block's share to ``db`` (returned) and
@@ -161,7 +170,7 @@ def update_quad(sums, stride, v, master, speed, hi, lo, mu_neg, dv_neg, dh, lam,
     storei(master + 64, w1)
     storei(master + 128, w2)
     storei(master + 192, w3)
-    pack_quads(operand(w0), operand(w1), operand(w2), operand(w3), hi, lo)
+    store_planes(w0, w1, w2, w3, hi, lo, shift)
     return db
 
 

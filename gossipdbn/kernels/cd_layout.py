@@ -6,7 +6,8 @@ place in one table of addresses that the kernels take::
     Vp, Hp, Bp = visibles, hiddens, rows, each rounded up to 64;  G = Hp / 16
 
     MASTER   int32  [G, Vp, 16]        weights in units 2^-24
-    HI, LO   int8   [G, Vp / 4, 16, 4] their two planes: (w + 2048) >> 12 = 256 hi + lo, |w| <= 7.97
+    HI, LO   int8   [G, Vp / 4, 16, 4] their two planes: (w + 2048) >> 12 = 256 hi + lo, |w| <= 7.97; or, with 8-bit
+                                       weights, one: w >> shift, rounded and saturated, in HI
     SPEED    uint16 [G, Vp / 2, 16, 2] momentum of two rows a lane, upper halves of float32 (bfloat16)
     X        uint8  [2, Bp, Vp]        visible data, this minibatch's and the next one's
     XT       uint8  [2, Vp, Bp]        the same, transposed
@@ -160,16 +161,41 @@ def clipped(w):  # type: ignore[no-untyped-def]
 
 
 @inline
-def refresh_quads(master, hi, lo):  # type: ignore[no-untyped-def]
-    """The two planes of four rows of one group, from 4 x 16 masters."""
-    t0, t1 = operand(clipped(loadi(master))), operand(clipped(loadi(master + 64)))
-    t2, t3 = operand(clipped(loadi(master + 128))), operand(clipped(loadi(master + 192)))
-    pack_quads(t0, t1, t2, t3, hi, lo)
+def operand8(w, shift):  # type: ignore[no-untyped-def]
+    """The 8-bit operand of a master: units 2^(shift - 24), rounded half up, saturated at +-127."""
+    t = sar(iadd(w, vi(1 << (shift - 1))), shift)
+    return imin(imax(t, vi(-127)), vi(127))
+
+
+@inline
+def store_planes(w0, w1, w2, w3, hi, lo, shift):  # type: ignore[no-untyped-def]
+    """Store the operands of four rows of masters: both planes, or with ``shift`` the one of 8-bit weights."""
+    if shift:
+        low = ior(iand(operand8(w0, shift), vi(255)), shl(iand(operand8(w1, shift), vi(255)), 8))
+        storei(hi, ior(low, ior(shl(iand(operand8(w2, shift), vi(255)), 16), shl(operand8(w3, shift), 24))))
+    else:
+        pack_quads(operand(w0), operand(w1), operand(w2), operand(w3), hi, lo)
+
+
+@inline
+def refresh_quads(master, hi, lo, shift):  # type: ignore[no-untyped-def]
+    """The operands of four rows of one group, from 4 x 16 masters."""
+    w0, w1 = clipped(loadi(master)), clipped(loadi(master + 64))
+    w2, w3 = clipped(loadi(master + 128)), clipped(loadi(master + 192))
+    store_planes(w0, w1, w2, w3, hi, lo, shift)
+
+
+def one_plane_shift(largest: int) -> int:
+    """The step of 8-bit weights, 2^(shift - 24): the finest that leaves a quarter of head room above ``largest``."""
+    shift = 1
+    while 127 << shift < largest + (largest >> 2):
+        shift += 1
+    return shift
 
 
 @kernel
-def load_weights(flat, visible, hidden, master, hi, lo):  # type: ignore[no-untyped-def]
-    """Weights int32 [visible * hidden], row-major -> master and planes."""
+def load_weights(flat, visible, hidden, master, hi, lo, shift):  # type: ignore[no-untyped-def]
+    """Weights int32 [visible * hidden], row-major -> master and planes (one plane with ``shift``)."""
     f, m, h, w = addr(flat), addr(master), addr(hi), addr(lo)
     vp = master.shape[1]
     for g in range((hidden + 15) >> 4):
@@ -182,7 +208,7 @@ def load_weights(flat, visible, hidden, master, hi, lo):  # type: ignore[no-unty
                     master[g, v, j] = flat[v * hidden + g * 16 + j]
         for v in range(0, visible, 4):
             at = g * vp + v
-            refresh_quads(m + at * 64, h + at * 16, w + at * 16)
+            refresh_quads(m + at * 64, h + at * 16, w + at * 16, shift)
 
 
 @kernel

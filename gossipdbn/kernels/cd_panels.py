@@ -58,7 +58,7 @@ def hidden_sums(x, vp, hi, lo, group, rows, c, visible):
 
 
 @device
-def panel_hidden(panel, x, hi, lo, scale, nb, p_out, states, samples, sums, keys, keys_stride, c, sample,
+def panel_hidden(panel, x, hi, lo, scale, nb, p_out, states, samples, sums, keys, keys_stride, c, sample, shift,
                  visible, rows, vp, hp, bp):
     """Hidden probabilities of 64 units given the rows at ``x``; with ``sample`` also their draws in ``states``."""
     steps = (visible + 3) >> 2
@@ -69,15 +69,16 @@ def panel_hidden(panel, x, hi, lo, scale, nb, p_out, states, samples, sums, keys
         nb0, nb1 = loadf(nb + n * 64), loadf(nb + n * 64 + 64)
         for m in range(0, rows, 8):
             block8(UB, 0, x + m * vp, vp, 4, hi + n * plane, 64, plane, steps, c, 128)
-            block8(UB, 0, x + m * vp, vp, 4, lo + n * plane, 64, plane, steps, c + 1024, 128)
+            if shift == 0:
+                block8(UB, 0, x + m * vp, vp, 4, lo + n * plane, 64, plane, steps, c + 1024, 128)
             for i in range(0, 8, 4):
                 o = c + i * 128
                 out = p_out + (n * (bp >> 2) + ((m + i) >> 2)) * 64
                 at = samples + (m + i) * 64 + (n & 3) * 16
                 t0 = iadd(t0, hidden_quad(o, o + 1024, 128, scale, nb0, m + i, rows, n * 16, keys, keys_stride,
-                                          out, at, sample))
+                                          out, at, sample, shift))
                 t1 = iadd(t1, hidden_quad(o + 64, o + 1088, 128, scale, nb1, m + i, rows, n * 16 + 16, keys,
-                                          keys_stride, out + (bp >> 2) * 64, at + 16, sample))
+                                          keys_stride, out + (bp >> 2) * 64, at + 16, sample, shift))
         storei(sums + n * 64, t0)
         storei(sums + n * 64 + 64, t1)
     if sample:
@@ -110,7 +111,7 @@ def visible_out(v, words, v1, v1t, negative, c, rows, vp, bp):
 
 @device
 def pass_visible(hi, lo, planes, states, nb, v1, v1t, negative, x, words, counts, sums, keys, keys_stride, c, scale,
-                 x_scale, measure, visible, rows, vp, hp, bp):
+                 x_scale, measure, shift, visible, rows, vp, hp, bp):
     """Draw the visibles given the states; returns the summed squared error in units 1/1024 when it is measured."""
     error = np.int64(0)
     groups = (rows + 15) >> 4
@@ -120,7 +121,8 @@ def pass_visible(hi, lo, planes, states, nb, v1, v1t, negative, x, words, counts
             for i in range(groups * 16):
                 storei(words + i * 64, zero)
         unpack_rows(hi, v, planes, vp, hp)
-        unpack_rows(lo, v, planes + 16 * hp, vp, hp)
+        if shift == 0:
+            unpack_rows(lo, v, planes + 16 * hp, vp, hp)
         for q in range(4):
             storei(counts + ((v >> 2) + q) * 64, zero)
         for m in range(0, 16, 8):
@@ -130,10 +132,12 @@ def pass_visible(hi, lo, planes, states, nb, v1, v1t, negative, x, words, counts
                 states_at = states + g * (hp >> 2) * 64
                 if pair == 2 or not WIDE:
                     block8(BUS, 0, a, hp, 4, states_at, 64, (hp >> 2) * 64, hp >> 2, c, 128)
-                    block8(BUS, 0, a + 16 * hp, hp, 4, states_at, 64, (hp >> 2) * 64, hp >> 2, c + 1024, 128)
+                    if shift == 0:
+                        block8(BUS, 0, a + 16 * hp, hp, 4, states_at, 64, (hp >> 2) * 64, hp >> 2, c + 1024, 128)
                 else:
                     tile(BUS, 8, 1, 0, 0, a, hp, 4, states_at, 64, 0, hp >> 2, c, 128, 0, 0)
-                    tile(BUS, 8, 1, 0, 0, a + 16 * hp, hp, 4, states_at, 64, 0, hp >> 2, c + 1024, 128, 0, 0)
+                    if shift == 0:
+                        tile(BUS, 8, 1, 0, 0, a + 16 * hp, hp, 4, states_at, 64, 0, hp >> 2, c + 1024, 128, 0, 0)
                 for n in range(pair):
                     k0 = loadi(keys + (g + n) * 64)
                     k1 = loadi(keys + keys_stride + (g + n) * 64)
@@ -142,7 +146,7 @@ def pass_visible(hi, lo, planes, states, nb, v1, v1t, negative, x, words, counts
                         o = c + i * 128 + n * 64
                         at = y * bp + (g + n) * 16
                         word, e = visible_quad(o, o + 1024, 128, scale, nb, y, (g + n) * 16, rows, k0, k1, x + at, bp,
-                                               measure, x_scale)
+                                               measure, x_scale, shift)
                         error += e
                         storei(words + ((g + n) * 16 + ((y & 63) >> 2)) * 64, word)
                         s = counts + (y >> 2) * 64
@@ -163,7 +167,7 @@ def sum_counts(counts, sums, visible):
 
 @device
 def panel_update(panel, xt, v1t, p0, p1, grey, master, speed, hi, lo, mu_neg, dv_neg, dh, lam, db, da, scale,
-                 momentum, decay, l1, c, visible, rows, vp, bp):
+                 momentum, decay, l1, c, shift, visible, rows, vp, bp):
     """Gradient and update of the weights of 64 hidden units; their centring sums go to ``db`` and ``da``."""
     steps = (rows + 3) >> 2
     plane = (bp >> 2) * 64
@@ -182,9 +186,9 @@ def panel_update(panel, xt, v1t, p0, p1, grey, master, speed, hi, lo, mu_neg, dv
                 y = v + i
                 m = n * vp + y
                 db0 = update_quad(c + i * 128, 128, y, master + m * 64, speed + m * 32, hi + m * 16, lo + m * 16,
-                                  mu_neg, dv_neg, dh0, lam0, db0, da + y * 64, scale, momentum, decay, l1)
+                                  mu_neg, dv_neg, dh0, lam0, db0, da + y * 64, scale, momentum, decay, l1, shift)
                 m += vp
                 db1 = update_quad(c + i * 128 + 64, 128, y, master + m * 64, speed + m * 32, hi + m * 16, lo + m * 16,
-                                  mu_neg, dv_neg, dh1, lam1, db1, da + y * 64, scale, momentum, decay, l1)
+                                  mu_neg, dv_neg, dh1, lam1, db1, da + y * 64, scale, momentum, decay, l1, shift)
         storef(db + n * 64, db0)
         storef(db + n * 64 + 64, db1)

@@ -148,7 +148,7 @@ def hidden_biases(t, panel, options, rate, mean):
 
 
 @device
-def limit_norms(panel, master, hi, lo, visible, vp, max_norm):
+def limit_norms(panel, master, hi, lo, shift, visible, vp, max_norm):
     """Shrink the weights of every hidden unit of the panel whose Euclidean norm exceeds ``max_norm``."""
     for n in range(panel * 4, panel * 4 + 4):
         square = vf(f4(0))
@@ -164,7 +164,7 @@ def limit_norms(panel, master, hi, lo, visible, vp, max_norm):
             for i in range(4):
                 m = master + (at + i) * 64
                 storei(m, clipped(to_int(fmul(to_float(loadi(m)), factor))))
-            refresh_quads(master + at * 64, hi + at * 16, lo + at * 16)
+            refresh_quads(master + at * 64, hi + at * 16, lo + at * 16, shift)
 
 
 @kernel
@@ -177,18 +177,22 @@ def prepare_biases(t, visible, hidden):
 
 
 @kernel
-def train(values, first, count, rows, x_array, t, visible, hidden, xs, gibbs, persistent, rates, options, keys, step,
-          measure):
+def train(values, first, count, rows, x_array, t, visible, hidden, xs, shift, gibbs, persistent, rates, options, keys,
+          step, measure):
     """Train ``count`` minibatches of ``rows`` rows each, starting at row ``first`` of ``values`` (uint8 [n, visible]).
 
-    t : addresses of the workspace. xs : the byte that means 1. rates : float32, learning rate times 2^24 of each
-    minibatch. options : float32, see MOMENTUM... keys : uint64 (run key, slot, layer). step : counter of the first
-    minibatch. measure : whether to measure the reconstruction of the last minibatch.
+    t : addresses of the workspace. xs : the byte that means 1. shift : 0, or `cd_layout.one_plane_shift` of 8-bit
+    weights. rates : float32, learning rate times 2^24 of each minibatch. options : float32, see MOMENTUM... keys :
+    uint64 (run key, slot, layer). step : counter of the first minibatch. measure : whether to measure the
+    reconstruction of the last minibatch.
     Returns its summed squared error in units 1/1024 (int64).
     """
     vp, hp, bp = (visible + 63) & -64, (hidden + 63) & -64, (rows + 63) & -64
     panels = hp >> 6
-    scale_x, scale_1 = f4(_PLANE_UNIT / f4(xs)), _PLANE_UNIT
+    scale_1 = _PLANE_UNIT
+    if shift:
+        scale_1 = f4(_NB_UNIT * f4(1 << shift))
+    scale_x = f4(scale_1 / f4(xs))
     per_row = f4(_ONE / f4(rows))
     mean = f4(per_row / f4(255))
     grey = xs != 1
@@ -212,18 +216,19 @@ def train(values, first, count, rows, x_array, t, visible, hidden, xs, gibbs, pe
                 fill_keys(key, 2 * gibbs + 1, rows, rk, key_stride)
                 error = pass_visible(t[_HI], t[_LO], t[_PLANES], t[_ST], t[_NB_V], t[_V1], t[_V1T], -xs, xt_here,
                                      t[_WORDS], t[_COUNTS], t[_SUM_V], rk, key_stride, t[_C], scale_1,
-                                     f4(_ONE / f4(xs)), True, visible, rows, vp, hp, bp)
+                                     f4(_ONE / f4(xs)), True, shift, visible, rows, vp, hp, bp)
             for k in range(gibbs):
                 fill_keys(key, 2 * k + 1, rows, rk, key_stride)
                 e = pass_visible(t[_HI], t[_LO], t[_PLANES], model, t[_NB_V], t[_V1], t[_V1T], -xs, xt_here,
                                  t[_WORDS], t[_COUNTS], t[_SUM_V], rk, key_stride, t[_C], scale_1,
-                                 f4(_ONE / f4(xs)), measured and k == 0 and not persistent, visible, rows, vp, hp, bp)
+                                 f4(_ONE / f4(xs)), measured and k == 0 and not persistent, shift, visible, rows,
+                                 vp, hp, bp)
                 error += e
                 if k + 1 < gibbs:
                     fill_keys(key, 2 * k + 2, (rows + 1) >> 1, model_keys, key_stride)
                     for n in range(panels):
                         panel_hidden(n, t[_V1], t[_HI], t[_LO], scale_1, t[_NB_H], t[_P1], model, t[_SAMPLES],
-                                     t[_SUM_H1], model_keys, key_stride, t[_C], True, visible, rows, vp, hp, bp)
+                                     t[_SUM_H1], model_keys, key_stride, t[_C], True, shift, visible, rows, vp, hp, bp)
             visible_difference(t, t[_SUM_X] + here * vp * 4, xs, f4(rate * f4(per_row / f4(xs))), visible)
             if persistent:
                 fill_keys(key, 2 * gibbs, (rows + 1) >> 1, model_keys, key_stride)
@@ -234,7 +239,7 @@ def train(values, first, count, rows, x_array, t, visible, hidden, xs, gibbs, pe
         for n in range(panels):
             if i >= 0:
                 panel_hidden(n, t[_V1], t[_HI], t[_LO], scale_1, t[_NB_H], t[_P1], model, t[_SAMPLES], t[_SUM_H1],
-                             model_keys, key_stride, t[_C], persistent, visible, rows, vp, hp, bp)
+                             model_keys, key_stride, t[_C], persistent, shift, visible, rows, vp, hp, bp)
                 for g in range(n * 4, n * 4 + 4):
                     d = isub(loadi(t[_SUM_H0] + g * 64), loadi(t[_SUM_H1] + g * 64))
                     storef(t[_DH] + g * 64, fmul(to_float(d), vf(f4(rate * mean))))
@@ -242,13 +247,13 @@ def train(values, first, count, rows, x_array, t, visible, hidden, xs, gibbs, pe
                              t[_MU_NEG], t[_DV_NEG], t[_DH], t[_LAM], t[_DB], t[_DA],
                              f4(rate * f4(mean / f4(xs))), options[MOMENTUM],
                              f4(-f4(rate * _UNIT) * options[DECAY]), f4(-rate * options[L1]), t[_C],
-                             visible, rows, vp, bp)
+                             shift, visible, rows, vp, bp)
                 hidden_biases(t, n, options, rate, mean)
                 if options[MAX_NORM] > f4(0):
-                    limit_norms(n, t[_MASTER], t[_HI], t[_LO], visible, vp, options[MAX_NORM])
+                    limit_norms(n, t[_MASTER], t[_HI], t[_LO], shift, visible, vp, options[MAX_NORM])
             if following:
                 panel_hidden(n, x, t[_HI], t[_LO], scale_x, t[_NB_H], t[_P0], t[_ST], t[_SAMPLES], t[_SUM_H0], pk,
-                             key_stride, t[_C], sample_next, visible, rows, vp, hp, bp)
+                             key_stride, t[_C], sample_next, shift, visible, rows, vp, hp, bp)
         if i >= 0:
             visible_biases(t, visible, options[MOMENTUM])
     finish()

@@ -40,11 +40,16 @@ class IntegerSpace:
     def new(cls, visible: int, hidden: int) -> IntegerSpace:
         return cls(visible, hidden, cd_layout.Weights.new(visible, hidden))
 
-    def load(self, w: Ints, a: Ints, b: Ints, mu: Floats | None, mask: Ints | None) -> None:
-        """Weights, visible and hidden biases from slices of the parameters; ``mu`` the visible offsets."""
+    def load(self, w: Ints, a: Ints, b: Ints, mu: Floats | None, mask: Ints | None, *, shift: int = 0) -> None:
+        """Weights, visible and hidden biases from slices of the parameters; ``mu`` the visible offsets.
+
+        ``shift`` (of `cd_layout.one_plane_shift`) makes them 8-bit weights; `train` must be given the same.
+        """
         del mask  # all visibles are binary here
         x = self.weights.arrays
-        cd_layout.load_weights(w, self.visible, self.hidden, x[cd_layout.MASTER], x[cd_layout.HI], x[cd_layout.LO])
+        cd_layout.load_weights(
+            w, self.visible, self.hidden, x[cd_layout.MASTER], x[cd_layout.HI], x[cd_layout.LO], shift
+        )
         x[cd_layout.BIAS_V][:] = cd_layout.PAD_BIAS
         x[cd_layout.BIAS_H][:] = cd_layout.PAD_BIAS
         x[cd_layout.BIAS_V][: self.visible] = a
@@ -83,6 +88,7 @@ class IntegerSpace:
         *,
         gibbs: int,
         one: int,
+        shift: int = 0,
     ) -> float:
         """Train ``count`` minibatches; returns the squared error of the last one when ``measure``."""
         batch = self._batch(rows)
@@ -92,7 +98,7 @@ class IntegerSpace:
         if chains is not None:
             _chains_in(chains[:rows], states)
         error = contrastive.train(
-            x, first, count, rows, batch.arrays[cd_layout.X], table, self.visible, self.hidden, one, gibbs,
+            x, first, count, rows, batch.arrays[cd_layout.X], table, self.visible, self.hidden, one, shift, gibbs,
             chains is not None, rates * np.float32(2.0**24), options, keys, step, measure,
         )  # fmt: skip
         if chains is not None:
@@ -155,8 +161,9 @@ class RealSpace:
         arrays[cd_real.BINARY] = aligned((vp,), np.int32)
         return cls(visible, hidden, arrays)
 
-    def load(self, w: Ints, a: Ints, b: Ints, mu: Floats | None, mask: Ints | None) -> None:
-        """As `IntegerSpace.load`; ``mask`` int32 [V] is 1 for binary columns."""
+    def load(self, w: Ints, a: Ints, b: Ints, mu: Floats | None, mask: Ints | None, *, shift: int = 0) -> None:
+        """As `IntegerSpace.load`; ``mask`` int32 [V] is 1 for binary columns, ``shift`` has no meaning here."""
+        del shift
         x = self.arrays
         dense.panels_from_master(w, self.visible, self.hidden, x[cd_real.W])
         x[cd_real.BIAS_V][: self.visible] = a.astype(np.float32) * dense.UNIT
@@ -189,9 +196,10 @@ class RealSpace:
         *,
         gibbs: int,
         one: int,
+        shift: int = 0,
     ) -> float:
         """As `IntegerSpace.train`."""
-        del one
+        del one, shift
         batch = self._batch(rows)
         names = (cd_real.SPEED, cd_real.SPEED_H, cd_real.SPEED_V, cd_real.LAM)
         table = np.zeros(cd_real.ADDRESSES, np.int64)

@@ -180,6 +180,8 @@ def _check_phase(spec: ModelSpec, phase: PhaseSpec) -> None:
         raise ConfigError("max_norm and sparsity_cost belong to contrastive divergence; backprop has neither")
     if not 1 <= phase.batch <= cd_layout.ROWS_MAX:
         raise ConfigError(f"batch is {phase.batch}; it must lie in 1..{cd_layout.ROWS_MAX}")
+    if phase.weight_bits not in (8, 16):
+        raise ConfigError(f"weight_bits is {phase.weight_bits}; weights are multiplied as 16 or as 8 bits")
     if phase.k < 1:
         raise ConfigError(f"k is {phase.k}; a learner needs at least one Gibbs step")
     if not 0.0 <= phase.dropout < 1.0:
@@ -278,6 +280,7 @@ class _LayerTrainer:
     keys: NDArray[np.uint64]
     options: Floats
     factor: float
+    shift: int
 
     @classmethod
     def open(
@@ -300,7 +303,10 @@ class _LayerTrainer:
         tensors = layout(spec)[3 * layer : 3 * layer + 3]
         flat = [parameters[t.offset : t.offset + t.size] for t in tensors]
         space = workspaces.take(_integer_layer(spec, layer), visible, hidden)
-        space.load(flat[0], flat[1], flat[2], mu, _binary_mask(spec) if layer == 0 else None)
+        shift = 0
+        if phase.weight_bits == 8:
+            shift = cd_layout.one_plane_shift(max(int(flat[0].max()), -int(flat[0].min())))
+        space.load(flat[0], flat[1], flat[2], mu, _binary_mask(spec) if layer == 0 else None, shift=shift)
         options = np.zeros(6, np.float32)
         options[contrastive.MOMENTUM] = phase.momentum
         options[contrastive.DECAY] = phase.weight_decay
@@ -310,7 +316,7 @@ class _LayerTrainer:
         options[contrastive.MAX_NORM] = phase.max_norm
         keys = np.array([ctx.run_key & ((1 << 64) - 1), ctx.slot, layer], np.uint64)
         factor = float(share_divisor(spec, phase, 3 * layer, ctx.slots))
-        return cls(spec, phase, layer, state, space, keys, options, factor)
+        return cls(spec, phase, layer, state, space, keys, options, factor, shift)
 
     def run(self, x: Rows, rates: Floats, step: int, *, measure: bool) -> tuple[float, int]:
         """Train all minibatches of ``x``; returns (squared error of the last one, its rows)."""
@@ -332,7 +338,7 @@ class _LayerTrainer:
         chains = self.state[f"layer{self.layer}.chains"] if persistent else None
         return self.space.train(
             x, first, count, rows, arrays, chains, rates, self.options, self.keys, step, measure,
-            gibbs=self.phase.k, one=_one(self.spec, self.layer),
+            gibbs=self.phase.k, one=_one(self.spec, self.layer), shift=self.shift,
         )  # fmt: skip
 
     def close(self, parameters: Ints) -> None:

@@ -146,6 +146,8 @@ class PhaseSpec:
     lr, lr_final : learning rate, linear from the first to the last row of the phase.
     optimizer, momentum, weight_decay (L2), l1, sparsity_target, sparsity_cost, max_norm (0 = none), k (Gibbs steps),
     dropout (backprop): the usual.
+    weight_bits : 16, or 8 ("turbo"): the operands of the weights in layers of bytes ("cd", "pcd", "joint"). The weights
+        themselves stay int32; only what is multiplied is coarser, with a step chosen at the start of each round.
     """
 
     learner: Learner
@@ -164,6 +166,7 @@ class PhaseSpec:
     max_norm: float = 0.0
     k: int = 1
     dropout: float = 0.0
+    weight_bits: Literal[8, 16] = 16
 
 
 def phase_tensors(spec: ModelSpec, phase: PhaseSpec) -> tuple[int, ...]:

@@ -71,6 +71,9 @@ PARTS = {
     "grey cd-3": lambda: trained(
         ModelSpec(65, (33,), "grey"), PhaseSpec("cd", batch=50, k=3, weight_decay=1e-3, l1=1e-4, max_norm=3.0), 30, 200
     ),
+    "cd of 8 bits": lambda: trained(
+        ModelSpec(131, (77,), "grey"), PhaseSpec("cd", batch=40, k=2, momentum=0.9, weight_bits=8), 20, 200
+    ),
     "pcd": lambda: trained(
         ModelSpec(784, (500,), "grey"),
         PhaseSpec("pcd", batch=100, lr=0.02, sparsity_cost=0.1, sparsity_target=0.1),

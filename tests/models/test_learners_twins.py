@@ -61,6 +61,9 @@ CD = [
     (64, 64, "binary", 128, 8.0, PhaseSpec("pcd", batch=64)),
     (17, 100, "binary", 30, 0.3, PhaseSpec("pcd", batch=7)),
     (70, 130, "grey", 101, 2.0, PhaseSpec("cd", batch=101, lr=1.0)),
+    (70, 130, "grey", 99, 0.3, PhaseSpec("cd", batch=40, momentum=0.5, weight_bits=8)),
+    (37, 21, "binary", 53, 8.0, PhaseSpec("pcd", batch=17, k=2, max_norm=3.0, weight_bits=8)),
+    (1, 1, "binary", 3, 0.3, PhaseSpec("cd", batch=1, momentum=0.9, weight_bits=8)),
 ]
 
 
@@ -75,6 +78,9 @@ def test_integer_contrastive_divergence(v, h, units, n, spread, phase):
         w.reshape(v, h), a, b, np.zeros((v, h), f4), np.zeros(v, f4), np.zeros(h, f4), np.full(h, 0.5, f4), mean
     )
     chains = np.zeros((phase.batch, h), np.int64)
+    options = options_of(phase)
+    if phase.weight_bits == 8:  # 127 steps reach a quarter beyond the largest weight
+        options.shift = next(s for s in range(1, 32) if 127 << s >= np.abs(w).max() * 5 // 4)
     state = learners.new_state(spec, phase)
     batches = -(-n // phase.batch)
     stats = learners.train_round(spec, phase, p, state, x, None, context(5, mean, batches, phase.lr))
@@ -84,7 +90,7 @@ def test_integer_contrastive_divergence(v, h, units, n, spread, phase):
         key = naive_learning.minibatch_key(3, 1, 5 + i, 0)
         keep = chains[: len(part)] if phase.learner == "pcd" else None
         one = 127 if units == "grey" else 1
-        error = naive_learning.cd_minibatch(m, part, one, f4(f4(phase.lr) * 2.0), options_of(phase), key, keep)
+        error = naive_learning.cd_minibatch(m, part, one, f4(f4(phase.lr) * 2.0), options, key, keep)
         last = len(part)
     np.testing.assert_array_equal(p, np.concatenate([m.w.reshape(-1), m.a, m.b]))
     assert stats.reconstruction_error == error / 1024 / last
