@@ -167,6 +167,12 @@ def limit_norms(panel, master, hi, lo, shift, visible, vp, max_norm):
             refresh_quads(master + at * 64, hi + at * 16, lo + at * 16, shift)
 
 
+@inline
+def operand_unit(shift):
+    """What one step of an operand contributes to -log2(e) times a pre-activation."""
+    return f4(_NB_UNIT * f4(1 << shift)) if shift else _PLANE_UNIT
+
+
 @kernel
 def prepare_biases(t, visible, hidden):
     """Scaled biases of both sides from their masters."""
@@ -189,10 +195,7 @@ def train(values, first, count, rows, x_array, t, visible, hidden, xs, shift, gi
     """
     vp, hp, bp = (visible + 63) & -64, (hidden + 63) & -64, (rows + 63) & -64
     panels = hp >> 6
-    scale_1 = _PLANE_UNIT
-    if shift:
-        scale_1 = f4(_NB_UNIT * f4(1 << shift))
-    scale_x = f4(scale_1 / f4(xs))
+    scale_1, scale_x = operand_unit(shift), f4(operand_unit(shift) / f4(xs))
     per_row = f4(_ONE / f4(rows))
     mean = f4(per_row / f4(255))
     grey = xs != 1
@@ -219,11 +222,10 @@ def train(values, first, count, rows, x_array, t, visible, hidden, xs, shift, gi
                                      f4(_ONE / f4(xs)), True, shift, visible, rows, vp, hp, bp)
             for k in range(gibbs):
                 fill_keys(key, 2 * k + 1, rows, rk, key_stride)
-                e = pass_visible(t[_HI], t[_LO], t[_PLANES], model, t[_NB_V], t[_V1], t[_V1T], -xs, xt_here,
-                                 t[_WORDS], t[_COUNTS], t[_SUM_V], rk, key_stride, t[_C], scale_1,
-                                 f4(_ONE / f4(xs)), measured and k == 0 and not persistent, shift, visible, rows,
-                                 vp, hp, bp)
-                error += e
+                error += pass_visible(t[_HI], t[_LO], t[_PLANES], model, t[_NB_V], t[_V1], t[_V1T], -xs, xt_here,
+                                      t[_WORDS], t[_COUNTS], t[_SUM_V], rk, key_stride, t[_C], scale_1,
+                                      f4(_ONE / f4(xs)), measured and k == 0 and not persistent, shift, visible, rows,
+                                      vp, hp, bp)
                 if k + 1 < gibbs:
                     fill_keys(key, 2 * k + 2, (rows + 1) >> 1, model_keys, key_stride)
                     for n in range(panels):
