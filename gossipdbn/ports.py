@@ -5,7 +5,7 @@ The Kafka adapter, the in-memory log and the simulator each implement these; the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple, Protocol
 
@@ -70,6 +70,10 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
+HandOver = Callable[[list[int]], None]
+"""Called from within ``Membership.poll`` with slots that shall move, before anybody else is given them."""
+
+
 class Membership(Protocol):
     """Membership of the group that spreads slots over live workers (cooperative; nothing is committed)."""
 
@@ -100,7 +104,9 @@ class Log(Protocol):
 
     def writer(self) -> Writer: ...
 
-    def membership(self, group: str, topic: str, member: str) -> Membership: ...
+    def membership(
+        self, group: str, topic: str, member: str, hand_over: HandOver = lambda _slots: None
+    ) -> Membership: ...
 
     def close(self) -> None: ...
 

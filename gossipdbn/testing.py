@@ -219,18 +219,18 @@ class RunHarness:
         assert self._writer.flush(30.0), self._writer.failure()
 
     # ---- workers ----------------------------------------------------------------------------------------------------
-    def start_worker(self, name: str) -> Child:
-        """Start a worker process."""
-        arguments = ["worker", "--run", self.run, "--bootstrap", self.bootstrap, "--name", name]
+    def start_worker(self, name: str, *options: str) -> Child:
+        """Start a worker process; ``options``: more of its command line (a later ``--bootstrap`` wins)."""
+        arguments = ["worker", "--run", self.run, "--bootstrap", self.bootstrap, "--name", name, *options]
         child = Child(name, arguments, self.folder / f"{name}.log")
         self.workers[name] = child
         child.start()
         return child
 
-    def start_workers(self, count: int) -> None:
+    def start_workers(self, count: int, *options: str) -> None:
         """Start workers w1, w2, ..."""
         for i in range(1, count + 1):
-            self.start_worker(f"w{i}")
+            self.start_worker(f"w{i}", *options)
 
     def stop_worker(self, name: str, timeout_s: float = 30.0) -> None:
         """SIGTERM: it finishes its rounds, writes snapshots and leaves; waits for that."""

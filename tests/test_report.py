@@ -96,10 +96,10 @@ def test_live_display_draws_every_slot(monkeypatch: pytest.MonkeyPatch) -> None:
         display.console.width = 140
         display.show(VIEW)
         display.say("a line that stays")
-        display.show(replace(VIEW, state="done"))
+        display.show(replace(VIEW, state="done", snapshot_every_s=7.25))
     text = out.getvalue()
     assert "\x1b[" in text
-    for part in ("mnist-7", "waits for rows", "layer 1", "done", "a line that stays", "45.0k rows/s"):
+    for part in ("mnist-7", "waits for rows", "layer 1", "done", "a line that stays", "45.0k rows/s", "every 7.25 s"):
         assert part in text
 
 

@@ -18,7 +18,7 @@ from gossipdbn.adapters.kafka_membership import KafkaMembership
 from gossipdbn.adapters.kafka_reader import KafkaReader, read_range
 from gossipdbn.adapters.kafka_writer import KafkaWriter
 from gossipdbn.errors import ConfigError, LogError
-from gossipdbn.ports import Record, TopicSpec
+from gossipdbn.ports import HandOver, Record, TopicSpec
 
 __all__ = ["KafkaLog"]
 
@@ -162,9 +162,11 @@ class KafkaLog:
         self._own.check()
         return KafkaWriter(self._bootstrap, self._options)
 
-    def membership(self, group: str, topic: str, member: str) -> KafkaMembership:
+    def membership(
+        self, group: str, topic: str, member: str, hand_over: HandOver = lambda _slots: None
+    ) -> KafkaMembership:
         self._own.check()
-        return KafkaMembership(self._bootstrap, self._options, group, topic, member)
+        return KafkaMembership(self._bootstrap, self._options, group, topic, member, hand_over)
 
     def close(self) -> None:
         if self._bounds_client is not None:

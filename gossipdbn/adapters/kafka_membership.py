@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from gossipdbn.adapters.kafka_client import KafkaOptions, OwnProcess, describe, is_fatal, is_refusal, log_error
 from gossipdbn.errors import LogError
-from gossipdbn.ports import SlotAssigned, SlotRevoked
+from gossipdbn.ports import HandOver, SlotAssigned, SlotRevoked
 
 __all__ = ["KafkaMembership"]
 
@@ -24,15 +24,27 @@ class KafkaMembership:
     The member is static (``group.instance.id``), so a process of the same name that comes back within the session
     timeout finds its slots again. The library lets static members close without leaving; :meth:`close` therefore
     unsubscribes first, which does leave.
+
+    A slot that shall move stays this member's while ``hand_over`` runs; the group gives it to nobody else before.
     """
 
-    def __init__(self, bootstrap: str, options: KafkaOptions, group: str, topic: str, member: str) -> None:
+    def __init__(
+        self,
+        bootstrap: str,
+        options: KafkaOptions,
+        group: str,
+        topic: str,
+        member: str,
+        hand_over: HandOver = lambda _slots: None,
+    ) -> None:
         self._own = OwnProcess()
         self._topic = topic
         self._member = member
+        self._hand_over = hand_over
         self._events: deque[SlotAssigned | SlotRevoked] = deque()
         self._held: set[int] = set()
         self._error: KafkaError | None = None
+        self._raised: Exception | None = None
         self._trouble: str | None = None
         settings: dict[str, Any] = {
             **options.common(bootstrap, self._on_error),
@@ -80,6 +92,9 @@ class KafkaMembership:
 
     def _serve(self, timeout_s: float) -> None:
         message = self._consumer.poll(timeout_s)
+        if self._raised is not None:
+            raised, self._raised = self._raised, None
+            raise raised
         error = message.error() if message is not None else None
         if error is not None:
             self._on_error(error)
@@ -106,6 +121,10 @@ class KafkaMembership:
             self._events.append(SlotAssigned(part.partition))
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        try:
+            self._hand_over([p.partition for p in partitions])
+        except Exception as e:  # noqa: BLE001 - the library's callbacks cannot raise; poll does it for them
+            self._raised = e
         self._take(consumer, partitions, lost=False)
 
     def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 from gossipdbn.adapters.stores import whole
 from gossipdbn.errors import LogError, RetentionError, SnapshotCorrupt, SnapshotMissing
-from gossipdbn.ports import Record, SlotAssigned, SlotRevoked, TopicSpec
+from gossipdbn.ports import HandOver, Record, SlotAssigned, SlotRevoked, TopicSpec
 
 __all__ = ["MemoryLog", "MemoryStore"]
 
@@ -69,8 +69,10 @@ class MemoryLog:
     def writer(self) -> _MemoryWriter:
         return _MemoryWriter(self)
 
-    def membership(self, group: str, topic: str, member: str) -> _MemoryMembership:
-        m = _MemoryMembership(self, (group, topic), member)
+    def membership(
+        self, group: str, topic: str, member: str, hand_over: HandOver = lambda _slots: None
+    ) -> _MemoryMembership:
+        m = _MemoryMembership(self, (group, topic), member, hand_over)
         with self.lock:
             self.groups[group, topic].append(m)
             self.rebalance((group, topic))
@@ -88,12 +90,15 @@ class MemoryLog:
             keep = sorted(m.owns)[:quota]
             for p in m.owns - set(keep):
                 m.events.append(SlotRevoked(p))
+                m.letting_go.add(p)
             m.owns = set(keep)
             free -= m.owns
+        held = {p for m in members for p in m.letting_go}
         for p in sorted(free):
             m = min(members, key=lambda x: len(x.owns))
             m.owns.add(p)
-            m.events.append(SlotAssigned(p))
+            if p not in held:  # else when its owner has let go of it
+                m.events.append(SlotAssigned(p))
 
     def close(self) -> None:
         """Nothing to close: the data stay with the object."""
@@ -151,20 +156,34 @@ class _MemoryWriter:
 
 
 class _MemoryMembership:
-    def __init__(self, log: MemoryLog, key: tuple[str, str], member: str) -> None:
-        self._log, self._key, self.member = log, key, member
+    def __init__(self, log: MemoryLog, key: tuple[str, str], member: str, hand_over: HandOver) -> None:
+        self._log, self._key, self.member, self._hand_over = log, key, member, hand_over
         self.owns: set[int] = set()
+        self.letting_go: set[int] = set()
         self.events: list[SlotAssigned | SlotRevoked] = []
 
     def poll(self, timeout_s: float) -> list[SlotAssigned | SlotRevoked]:
         with self._log.lock:
             out, self.events = self.events, []
-            return out
+        moving = [e.slot for e in out if isinstance(e, SlotRevoked)]
+        if moving:
+            self._hand_over(moving)
+            self._let_go(moving)
+        return out
+
+    def _let_go(self, slots: Iterable[int]) -> None:
+        with self._log.lock:
+            for slot in slots:
+                self.letting_go.discard(slot)
+                for m in self._log.groups[self._key]:
+                    if slot in m.owns:
+                        m.events.append(SlotAssigned(slot))
 
     def close(self) -> None:
         with self._log.lock:
             if self in self._log.groups[self._key]:
                 self._log.groups[self._key].remove(self)
+                self._let_go(list(self.letting_go))
                 self._log.rebalance(self._key)
 
 

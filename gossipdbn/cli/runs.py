@@ -64,8 +64,10 @@ def _die_with(parent: int) -> None:
         follow_parent(parent)()
 
 
-def _log_lines() -> None:
+def _log_lines(verbose: bool = False) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    if verbose:
+        logging.getLogger("gossipdbn").setLevel(logging.DEBUG)
 
 
 def _pairs(option: str, settings: list[str] | None) -> dict[str, str]:
@@ -216,6 +218,7 @@ def worker(
     key_id: KeyIdOption = 0,
     kafka: KafkaOption = None,
     json: JsonOption = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every round.")] = False,
     with_parent: ParentOption = 0,
 ) -> None:
     """Join a run as a worker: from anywhere, at any time.
@@ -230,7 +233,7 @@ def worker(
         gossipdbn worker --run mnist --bootstrap kafka1:9092 --wait 600
     """
     _die_with(with_parent)
-    _log_lines()
+    _log_lines(verbose)
     trust_this_machine()
     from gossipdbn.adapters.kafka_log import KafkaLog
     from gossipdbn.launch.look import await_run

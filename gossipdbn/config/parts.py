@@ -180,10 +180,19 @@ class SnapshotPart:
         "Folder or URL (hdfs://, s3://, gs://); unset = a folder beside the run. All workers must reach it.",
         path=True,
     )
+    failure_every_seconds: float = setting(
+        1800.0,
+        "How often you expect a worker to be lost, in seconds: days on good machines, a minute on ones that are taken "
+        "away. How often slots are snapshotted follows from it and from what a snapshot costs, measured while "
+        "training, so that snapshots and recomputation together take least.",
+        low=1.0,
+        high=31_536_000,
+    )
     every_seconds: float = setting(
-        5.0,
-        "Seconds between two snapshots of a slot; longer costs less and recovers slower (later rounds are recomputed).",
-        low=0.5,
+        0.0,
+        "A fixed number of seconds between two snapshots of a slot instead; longer costs less and recovers slower "
+        "(later rounds are recomputed). 0 = fitted to failure_every_seconds.",
+        low=0.0,
         high=86_400,
     )
     keep: int = setting(2, "Snapshots kept per slot.", low=1, high=1000)

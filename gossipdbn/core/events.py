@@ -90,6 +90,13 @@ class TauChosen:
 
 
 @dataclass(frozen=True, slots=True)
+class CadenceChosen:
+    """The driver wants ``every_s`` seconds between two snapshots of each hosted slot, those to come included."""
+
+    every_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class RoundTrained:
     """The job of the last Train effect is trained."""
 
@@ -107,12 +114,16 @@ class RoundFailed:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """The slot's state at its claim was recomputed. ``state`` None: it cannot be (``reason``); claim with reset."""
+    """The slot's state at its claim was recomputed. ``state`` None: it cannot be (``reason``); claim with reset.
+
+    ``rounds``: how many were recomputed, that is, how far the state is from the snapshot it was recovered from.
+    """
 
     slot: int
     incarnation: int
     state: SlotState | None
     reason: str = ""
+    rounds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +166,7 @@ Event = (
     | SendFailed
     | StopAsked
     | TauChosen
+    | CadenceChosen
     | Tick
 )
 
@@ -216,12 +228,30 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class StoreSnapshot:
-    """Store a snapshot in the background, then report SnapshotStored.
+    """Copy a snapshot, to store it when SnapshotWhole says so: the log may not hold yet all that it contains.
 
     Its arrays are the replica's and the slot's own: write or copy them before the next step.
     """
 
     snapshot: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotWhole:
+    """The log holds all that the slot's copied snapshot contains; its partition stood at ``chain`` then.
+
+    Store the snapshot with that chain in the background, then report SnapshotStored.
+    """
+
+    slot: int
+    chain: Chain
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotDropped:
+    """Forget the slot's copied snapshot: the log will not hold what it contains."""
+
+    slot: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +291,19 @@ class Report:
 
 
 Effect = (
-    Train | Publish | AskEnd | Hold | Recover | FollowRows | StoreSnapshot | Announce | RenewWriter | Release | Report
+    Train
+    | Publish
+    | AskEnd
+    | Hold
+    | Recover
+    | FollowRows
+    | StoreSnapshot
+    | SnapshotWhole
+    | SnapshotDropped
+    | Announce
+    | RenewWriter
+    | Release
+    | Report
 )
 
 
@@ -269,6 +311,7 @@ __all__ = [
     "Announce",
     "AskEnd",
     "Assigned",
+    "CadenceChosen",
     "Dice",
     "Effect",
     "EndOffset",
@@ -288,7 +331,9 @@ __all__ = [
     "RowsArrived",
     "SendFailed",
     "Snapshot",
+    "SnapshotDropped",
     "SnapshotStored",
+    "SnapshotWhole",
     "StopAsked",
     "StoreSnapshot",
     "TauChosen",

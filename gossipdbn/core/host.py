@@ -8,6 +8,7 @@ from gossipdbn.core import plan, rounds
 from gossipdbn.core.events import (
     Announce,
     Assigned,
+    CadenceChosen,
     Dice,
     Effect,
     EndOffset,
@@ -21,6 +22,7 @@ from gossipdbn.core.events import (
     RoundTrained,
     RowsArrived,
     SendFailed,
+    SnapshotDropped,
     SnapshotStored,
     StopAsked,
     StoreSnapshot,
@@ -48,6 +50,7 @@ class Host:
         self.slots: dict[int, Slot] = {}
         self.held: dict[int, str] = {}
         self.stopping = False
+        self.snapshot_every_s = settings.snapshot_every_s
         self._wire, self._settings, self._dice = wire, settings, dice
         self._spare = rounds.Spare()
         self._snapshots_under_way = 0
@@ -77,6 +80,11 @@ class Host:
                 return self._of(slot, lambda s: s.failed(reason))
             case TauChosen(slot=slot, phase=phase, tau=tau):
                 return self._of(slot, lambda s: s.choose_tau(phase, tau))
+            case CadenceChosen(every_s=every_s):
+                self.snapshot_every_s = every_s
+                for hosted in self.slots.values():
+                    hosted.snapshot_every_s = every_s
+                return []
             case RowsArrived():
                 return self._rows(event)
             case Assigned(slot=slot):
@@ -158,6 +166,7 @@ class Host:
         if self.replica.chains[slot].closed:
             return []
         self.slots[slot] = Slot(slot, self.replica, self._wire, self._settings, self._dice, self._spare)
+        self.slots[slot].snapshot_every_s = self.snapshot_every_s
         self.slots[slot].tick(self._now_s)
         return self.slots[slot].start()
 
@@ -178,6 +187,7 @@ class Host:
     def _swept(self, effects: list[Effect]) -> list[Effect]:
         """Forget slots that ended; count snapshots under way."""
         self._snapshots_under_way += sum(isinstance(e, StoreSnapshot) for e in effects)
+        self._snapshots_under_way -= sum(isinstance(e, SnapshotDropped) for e in effects)
         for s in [s for s in self.slots.values() if s.stage == CLOSED]:
             del self.slots[s.slot]
         return effects

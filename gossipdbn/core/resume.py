@@ -56,12 +56,12 @@ class Resume:
 
     Attributes
     ----------
-    recomputed : rounds so far. skipped : why snapshots were not used.
+    recomputed, rows : rounds and their rows so far. skipped : why snapshots were not used.
     """
 
     def __init__(self, manifest: Manifest, effect: Recover, wire: Wire, inputs: Inputs) -> None:
         self.manifest, self.slot, self.effect = manifest, effect.slot, effect
-        self.recomputed = 0
+        self.recomputed = self.rows = 0
         self.skipped: list[str] = []
         self._wire, self._inputs = wire, inputs
         self._candidates = deque(a for a in inputs.announced if a.seq <= effect.chain.count)
@@ -88,6 +88,7 @@ class Resume:
         if step is None:
             return self._outcome()
         self.recomputed += 1
+        self.rows += step.logged.rows.count
         if not step.same:
             return self._failed(f"update {step.logged.seq}, recomputed, differs from the logged one")
         if self.recomputed > self._inputs.rounds_max:
@@ -146,7 +147,7 @@ class Resume:
         assert self._again is not None
         state, chain = self._again.state, self.effect.chain
         if (state.tip, state.seq) == (chain.tip, chain.count):
-            return Recovered(self.slot, self.effect.incarnation, state)
+            return Recovered(self.slot, self.effect.incarnation, state, rounds=self.recomputed)
         if self._from_the_start:
             return self._failed("the log does not lead to the claimed history")
         self.skipped.append("a snapshot is of another history")

@@ -33,6 +33,8 @@ from gossipdbn.core.events import (
     Report,
     RoundTrained,
     Snapshot,
+    SnapshotDropped,
+    SnapshotWhole,
     StoreSnapshot,
     Train,
     Wire,
@@ -54,6 +56,7 @@ from gossipdbn.core.values import (
     Void,
 )
 from gossipdbn.errors import LocalProtocolError
+from gossipdbn.kernels import codec
 
 __all__ = ["Pending", "Settings", "Slot"]
 
@@ -104,7 +107,7 @@ class Slot:
         self.pending: deque[Pending] = deque()
         self.rows, self.ended = 0, False
         self.waits_for = "the end of the partition"
-        self.snapshot_at_s: float | None = None
+        self.snapshot_every_s = settings.snapshot_every_s
         self.tau: tuple[int, int] | None = None
         self.busy = False
         self.staleness = 0
@@ -119,6 +122,8 @@ class Slot:
         self._wanted_since_s: float | None = None
         self._echoed: deque[bytes] = deque(maxlen=64)  # digests: records may be large
         self.snapshot_seq = -1
+        self._snapshot_s = 0.0
+        self._copied: int | None = None
         self._now_s = 0.0
         self._dangling_asked: set[int] = set()
         self._failure = ""
@@ -149,7 +154,9 @@ class Slot:
         self._attempts += 1
         delay = self._settings.claim_delay_s * 2 ** min(self._attempts, 10) * self._dice()
         self._claim_after_s = self._now_s + min(delay, self._settings.claim_delay_max_s)
+        copied, self._copied = self._copied, None
         effects: list[Effect] = [Report("dropped", self.slot, why)]
+        effects += [SnapshotDropped(self.slot)] if copied is not None else []
         if not self.assigned:
             self.stage = CLOSED
             return [*effects, Release(self.slot)]
@@ -195,7 +202,8 @@ class Slot:
             self._echoed.append(_digest(self.pending.popleft().raw))
             self._attempts = 0
             self.staleness = self._missed(verdict)
-            return self._close() if self.state.closed and not self.pending else []
+            whole = self._snapshot_whole()
+            return [*whole, *self._close()] if self.state.closed and not self.pending else whole
         return [] if _digest(raw) in self._echoed else self.drop(f"own update is void: {verdict.reason}")
 
     def _missed(self, verdict: Accepted) -> int:
@@ -232,15 +240,16 @@ class Slot:
             return [Report("reset", self.slot, event.reason), *self.drop(event.reason, RESET)]
         if (event.state.tip, event.state.seq) != (chain.tip, chain.count):
             return [Report("reset", self.slot, "wrong history"), *self.drop("recovered another history", RESET)]
-        return self._run(event.state)
+        return self._run(event.state, kept=event.rounds == 0)
 
-    def _run(self, state: rounds.SlotState) -> list[Effect]:
+    def _run(self, state: rounds.SlotState, kept: bool = True) -> list[Effect]:
         self.state, self.stage, self.waits_for = state, RUNNING, ""
         self.pending.clear()
         self._echoed.clear()
-        every = self._settings.snapshot_every_s
-        self.snapshot_at_s = self._now_s + every * (0.5 + 0.5 * (self.slot + 1) / self._manifest.slots)
-        self.snapshot_seq = state.seq
+        early = 0.5 - 0.5 * (self.slot + 1) / self._manifest.slots  # slots that began together take turns
+        self._snapshot_s, self.snapshot_seq = self._now_s - early * self.snapshot_every_s, state.seq
+        if not kept:  # what was recomputed shall not have to be so again
+            self._snapshot_s, self.snapshot_seq = self._now_s - self.snapshot_every_s, -1
         self.rows, self.ended = 0, False
         return [
             FollowRows(self.slot),
@@ -289,12 +298,11 @@ class Slot:
         state = self.state
         if self.stage != RUNNING or state is None or self.busy or state.closed:
             return []
+        if not self.assigned:
+            return self._hand_over(state, snapshot_free)
         if snapshot_free and self._snapshot_due(state):
-            if self.pending:
-                self.waits_for = "its updates, for a snapshot"
-                return []
             return self._snapshot(state)
-        if not self.assigned or len(self.pending) >= self._manifest.pending:
+        if len(self.pending) >= self._manifest.pending:
             self.waits_for = "its updates to be acknowledged"
             return []
         version = self.version()
@@ -404,30 +412,39 @@ class Slot:
     def leave(self) -> list[Effect]:
         """The slot shall move: finish what is sent, snapshot, release. Nothing to keep: release at once."""
         self.assigned = False
-        if self.stage == RUNNING and self.state is not None and not self.state.closed:
-            return []
         if self.stage == RUNNING:
             return []
         self.stage = CLOSED
         return [Release(self.slot)]
 
     def _snapshot_due(self, state: rounds.SlotState) -> bool:
-        if not self.assigned:
-            return True
-        late = self.snapshot_at_s is not None and self._now_s >= self.snapshot_at_s
-        return late and state.seq != self.snapshot_seq
+        return state.seq != self.snapshot_seq and self._now_s >= self._snapshot_s + self.snapshot_every_s
 
     def _snapshot(self, state: rounds.SlotState) -> list[Effect]:
-        """Only with nothing pending: everything the snapshot contains is in the log already."""
-        self.snapshot_at_s = self._now_s + self._settings.snapshot_every_s
-        effects: list[Effect] = []
-        if state.seq != self.snapshot_seq:
-            self.snapshot_seq = state.seq
-            digest = self._replica.digest()
-            self._check_memory(digest)
-            snapshot = Snapshot(self.slot, self._replica.acc, tuple(self._replica.chains), replace(state), digest)
-            effects.append(StoreSnapshot(snapshot))
-        if not self.assigned:
-            self.stage, self.state = CLOSED, None
-            effects.append(Release(self.slot))
-        return effects
+        """The state between two rounds, and the parameters that the next one starts from.
+
+        So whatever the snapshot contains is contained in every later round; it is whole when the log has the last of
+        the own updates in it. Nobody waits for that.
+        """
+        self._snapshot_s, self.snapshot_seq, self._copied = self._now_s, state.seq, state.seq
+        parameters = self.parameters() if self.pending else self._replica.acc
+        digest = codec.digest(parameters)
+        self._check_memory(digest, self.pending)
+        snapshot = Snapshot(self.slot, parameters, tuple(self._replica.chains), replace(state), digest)
+        return [StoreSnapshot(snapshot), *self._snapshot_whole()]
+
+    def _snapshot_whole(self) -> list[Effect]:
+        chain = self._replica.chains[self.slot]
+        if chain.count != self._copied:
+            return []
+        self._copied = None
+        return [SnapshotWhole(self.slot, chain)]
+
+    def _hand_over(self, state: rounds.SlotState, snapshot_free: bool) -> list[Effect]:
+        """Everything sent is read back and kept, then the slot is free for its next owner."""
+        if self.pending or not snapshot_free:
+            self.waits_for = "its updates, to hand the slot over" if self.pending else "a snapshot, to hand it over"
+            return []
+        effects = self._snapshot(state) if state.seq != self.snapshot_seq else []
+        self.stage, self.state = CLOSED, None
+        return [*effects, Release(self.slot)]

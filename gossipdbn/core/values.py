@@ -175,7 +175,10 @@ class ManifestRecord(Struct, frozen=True, array_like=True, tag=16):
 
 
 class SnapshotAnnounced(Struct, frozen=True, array_like=True, tag=17):
-    """On control: a snapshot is in the store, whole, and everything it contains is in the log."""
+    """On control: a snapshot is in the store, whole, and everything it contains is in the log.
+
+    ``every_ms``: the cadence that its writer aims at, for people; 0 = not told.
+    """
 
     run: Name
     slot: U32
@@ -185,6 +188,7 @@ class SnapshotAnnounced(Struct, frozen=True, array_like=True, tag=17):
     sha256: Sha256
     version: tuple[U63, ...]
     digest: U64
+    every_ms: U63 = 0
 
 
 class StopRequested(Struct, frozen=True, array_like=True, tag=18):

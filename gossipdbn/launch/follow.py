@@ -232,6 +232,13 @@ class Follower:
         rows, epochs = self.rows[slot], self.ledger.epochs_planned()
         return None if rows is None or epochs is None else rows * epochs
 
+    @property
+    def snapshot_every_s(self) -> float | None:
+        """Seconds between two snapshots of a slot, as the newest announcements state it (their median)."""
+        newest = (max(of_slot, key=lambda a: a.seq) for of_slot in self.control.snapshots.values() if of_slot)
+        stated = sorted(a.every_ms for a in newest if a.every_ms)
+        return stated[len(stated) // 2] / 1000 if stated else None
+
     def view(
         self, state: RunState, elapsed_s: float, now_s: float, workers: tuple[str, ...] = (),
         waits: tuple[str, ...] = (), extra: Callable[[int], str] = lambda _slot: "",
@@ -253,7 +260,8 @@ class Follower:
             error=sum(errors) / len(errors) if errors else None,
             error_name=_error_name(self.manifest.phases[phase]),
             workers=workers, claims=self.seen.claims, voids=sum(c.voids for c in self.replica.chains),
-            undecided=len(self.held), slots=tuple(self._slot_view(s, extra(s)) for s in range(self.manifest.slots)),
+            undecided=len(self.held), snapshot_every_s=self.snapshot_every_s,
+            slots=tuple(self._slot_view(s, extra(s)) for s in range(self.manifest.slots)),
             waits=(*waits, *(f"updates partition {p}: {why}" for p, why in self.held.items())),
             messages=tuple(self.messages),
         )  # fmt: skip

@@ -100,7 +100,7 @@ def look(bootstrap: str, wanted: str, prefix: str, keys: Keyring) -> Look:
         facts: dict[str, object] = {
             "run": run, "state": state, "version": follower.replica.version, "updates": follower.ledger.updates,
             "digest": f"{follower.replica.digest():016x}", "ledger": summary, "claims": follower.seen.claims,
-            "voids": view.voids, "held": follower.held, "slots": view.slots,
+            "voids": view.voids, "held": follower.held, "snapshot_every_s": view.snapshot_every_s, "slots": view.slots,
             "workers": {n: f"{w.digest:016x}" for n, w in control.workers.items()},
         }  # fmt: skip
         return Look(facts, render_table(view))

@@ -92,6 +92,7 @@ def build_manifest(config: RunConfig, schema: Schema, run: str, store: str, crea
         versions=software(),
         config={
             "store": store,
+            "failure_every_s": config.snapshots.failure_every_seconds,
             "snapshot_every_s": config.snapshots.every_seconds,
             "keep": config.snapshots.keep,
             "session_timeout_ms": config.worker.session_timeout_ms,

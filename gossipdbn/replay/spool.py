@@ -27,7 +27,7 @@ from gossipdbn.core.topics import RunTopics, run_names
 from gossipdbn.core.values import Manifest, PayloadRef, Revocation, Sealed, Update
 from gossipdbn.errors import LogError, RetentionError, SnapshotCorrupt, SnapshotError, SnapshotMissing, StoreError
 from gossipdbn.models.spec import parameter_count
-from gossipdbn.ports import Log, Membership, Reader, Record, SnapshotStore, TopicSpec, Writer
+from gossipdbn.ports import HandOver, Log, Membership, Reader, Record, SnapshotStore, TopicSpec, Writer
 from gossipdbn.wire.envelope import Keyring
 from gossipdbn.wire.messages import RunWire, payload_name
 
@@ -157,7 +157,9 @@ class Spool:
     def writer(self) -> Writer:
         self._read_only()
 
-    def membership(self, group: str, topic: str, member: str) -> Membership:
+    def membership(
+        self, group: str, topic: str, member: str, hand_over: HandOver = lambda _slots: None
+    ) -> Membership:
         self._read_only()
 
     def _read_only(self) -> NoReturn:

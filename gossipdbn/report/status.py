@@ -75,6 +75,7 @@ class RunView:
     rows_per_s, updates_per_s : rates over the last seconds. updates : accepted updates in all.
     error : mean of the slots' newest errors. error_name : what it measures.
     workers : names of live workers. claims, voids, undecided : counts over all partitions.
+    snapshot_every_s : seconds between two snapshots of a slot, as their writers chose it; None while none is known.
     waits : named reasons for which somebody waits. messages : last events worth telling, oldest first.
     """
 
@@ -96,6 +97,7 @@ class RunView:
     claims: int = 0
     voids: int = 0
     undecided: int = 0
+    snapshot_every_s: float | None = None
     slots: tuple[SlotView, ...] = ()
     waits: tuple[str, ...] = ()
     messages: tuple[str, ...] = ()
@@ -215,6 +217,8 @@ def render_table(view: RunView) -> RenderableType:
     ]
     rates = Text("   ".join(f for f in facts if f))
     log = Text(f"{view.updates} updates, {view.claims} claims", style="dim")
+    if view.snapshot_every_s is not None:
+        log.append(f", a snapshot of each slot every {view.snapshot_every_s:.3g} s")
     log.append(f", {view.voids} void", style="yellow" if view.voids else "dim")
     log.append(f", {view.undecided} undecided", style="bold red" if view.undecided else "dim")
     parts: list[RenderableType] = [_head(view), _bar(view), rates, log]

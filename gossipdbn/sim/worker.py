@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 
 from gossipdbn.core import events as ev
 from gossipdbn.core import resume, rounds
+from gossipdbn.core.chain import Chain
 from gossipdbn.core.host import Host
 from gossipdbn.core.recompute import Rows
 from gossipdbn.core.replica import Replica
@@ -21,7 +24,7 @@ from gossipdbn.sim.brokers import CONTROL, SHARDS, UPDATES, Writer
 from gossipdbn.sim.checkers import Violation
 from gossipdbn.wire.envelope import Unreadable
 from gossipdbn.wire.messages import RunWire, decode_control, decode_payload, payload_name
-from gossipdbn.wire.snapshots import announce, decode_snapshot, encode_snapshot
+from gossipdbn.wire.snapshots import announce, chain_room, decode_snapshot, write_chain, write_snapshot
 
 if TYPE_CHECKING:
     from gossipdbn.sim.world import World
@@ -56,6 +59,7 @@ class Worker:
         self.asks: deque[int] = deque()
         self.holds: dict[int, ev.Hold] = {}
         self.claims: dict[int, bytes] = {}
+        self.copies: dict[int, tuple[ev.Snapshot, io.BytesIO]] = {}
         self.writer = self._writer()
         self._turn_at_s: float | None = None
         self._turns = 0
@@ -255,7 +259,11 @@ class Worker:
             case ev.FollowRows(slot=slot):
                 self._follow(slot)
             case ev.StoreSnapshot(snapshot=snapshot):
-                self._store(snapshot)
+                self._copy(snapshot)
+            case ev.SnapshotWhole(slot=slot, chain=chain):
+                self._store(slot, chain)
+            case ev.SnapshotDropped(slot=slot):
+                del self.copies[slot]
             case ev.Announce(message=message):
                 self.writer.send(CONTROL, 0, self.wire.control(message))
             case ev.RenewWriter():
@@ -312,9 +320,17 @@ class Worker:
         self._rows_arrived(slot, self.rows[slot])
 
     # ---- snapshots and recovery -------------------------------------------------------------------------------------
-    def _store(self, snapshot: ev.Snapshot) -> None:
-        data = encode_snapshot(self.world.manifest, snapshot)
-        a = announce(self.world.manifest, snapshot, data)
+    def _copy(self, snapshot: ev.Snapshot) -> None:
+        spool = io.BytesIO()
+        write_snapshot(self.world.manifest, snapshot, spool, chain_room(self.world.manifest))
+        self.copies[snapshot.slot] = snapshot, spool
+
+    def _store(self, slot: int, chain: Chain) -> None:
+        snapshot, spool = self.copies.pop(slot)
+        write_chain(slot, chain, spool)
+        data = spool.getvalue()
+        chains = (*snapshot.chains[:slot], chain, *snapshot.chains[slot + 1 :])
+        a = announce(self.world.manifest, replace(snapshot, chains=chains), data)
         self.world.later(self.world.store_time() * self.pace, lambda: self._stored(a, data))
 
     def _stored(self, a: SnapshotAnnounced, data: bytes) -> None:

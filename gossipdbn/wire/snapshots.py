@@ -25,7 +25,16 @@ from gossipdbn.errors import SnapshotCorrupt, SnapshotIncompatible
 from gossipdbn.kernels import codec
 from gossipdbn.models.spec import parameter_count
 
-__all__ = ["SNAPSHOT_FORMAT", "announce", "decode_snapshot", "encode_snapshot", "max_bytes", "write_snapshot"]
+__all__ = [
+    "SNAPSHOT_FORMAT",
+    "announce",
+    "chain_room",
+    "decode_snapshot",
+    "encode_snapshot",
+    "max_bytes",
+    "write_chain",
+    "write_snapshot",
+]
 
 SNAPSHOT_FORMAT = 1
 _HEADER_MAX = 16 << 20
@@ -66,8 +75,11 @@ def encode_snapshot(manifest: Manifest, snapshot: Snapshot) -> bytes:
     return out.getvalue()
 
 
-def write_snapshot(manifest: Manifest, snapshot: Snapshot, out: BinaryIO) -> None:
-    """Write the snapshot's bytes to a binary file, straight from its arrays."""
+def write_snapshot(manifest: Manifest, snapshot: Snapshot, out: BinaryIO, room: int = 0) -> None:
+    """Write the snapshot's bytes to a binary file, straight from its arrays.
+
+    ``room``: bytes to leave in the header, for ``write_chain``.
+    """
     s = snapshot.state
     meta = _Meta(
         SNAPSHOT_FORMAT,
@@ -85,17 +97,44 @@ def write_snapshot(manifest: Manifest, snapshot: Snapshot, out: BinaryIO) -> Non
     for name, array in ordered:
         start, end = end, end + array.nbytes
         header[name] = {"dtype": _ORDER[array.dtype][1], "shape": list(array.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    text = _text(header)
+    text += b" " * (room + -(len(text) + room) % 8)
     out.write(struct.pack("<Q", len(text)) + text)
     for _, array in ordered:
         out.write(array.data)
 
 
-def announce(manifest: Manifest, snapshot: Snapshot, data: bytes | BinaryIO) -> SnapshotAnnounced:
+def write_chain(slot: int, chain: Chain, out: BinaryIO) -> None:
+    """Say where the slot's partition stood, in a snapshot that was written to a file with ``chain_room``.
+
+    A snapshot is copied before the last of its own updates are read back, and stored after.
+    """
+    out.seek(0)
+    (n,) = struct.unpack("<Q", out.read(8))
+    header = json.loads(out.read(n))
+    meta = msgspec.json.decode(header["__metadata__"]["gossipdbn"], type=_Meta)
+    chains = (*meta.chains[:slot], chain, *meta.chains[slot + 1 :])
+    header["__metadata__"]["gossipdbn"] = msgspec.json.encode(msgspec.structs.replace(meta, chains=chains)).decode()
+    text = _text(header)
+    if len(text) > n:
+        raise SnapshotCorrupt(f"a snapshot's header of {len(text)} bytes does not fit into the {n} it was given")
+    out.seek(8)
+    out.write(text + b" " * (n - len(text)))
+
+
+def chain_room(manifest: Manifest) -> int:
+    """How many bytes longer a chain's JSON may become while updates are read back."""
+    return 256 + 20 * (manifest.slots + 1)
+
+
+def _text(header: dict[str, object]) -> bytes:
+    return json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def announce(manifest: Manifest, snapshot: Snapshot, data: bytes | BinaryIO, every_ms: int = 0) -> SnapshotAnnounced:
     """The control record that makes the snapshot known; its name contains its content's hash.
 
-    ``data``: the snapshot's bytes, or the binary file that they were written to.
+    ``data``: the snapshot's bytes, or the binary file that they were written to. ``every_ms``: the writer's cadence.
     """
     if isinstance(data, bytes):
         size, sha = len(data), hashlib.sha256(data).digest()
@@ -115,6 +154,7 @@ def announce(manifest: Manifest, snapshot: Snapshot, data: bytes | BinaryIO) -> 
         sha,
         tuple(c.count for c in snapshot.chains),
         snapshot.digest,
+        every_ms,
     )
 
 

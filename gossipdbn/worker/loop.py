@@ -7,12 +7,10 @@ import logging
 import math
 import random
 import secrets
-import tempfile
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import BinaryIO
 
 from gossipdbn.core import events as ev
 from gossipdbn.core import rounds
@@ -21,28 +19,30 @@ from gossipdbn.core.replica import Replica
 from gossipdbn.core.slot import Settings
 from gossipdbn.core.topics import run_names
 from gossipdbn.core.values import Metrics, SnapshotAnnounced, WorkerState
-from gossipdbn.errors import DataError, GossipDbnError, LogError, SnapshotError, StoreError
+from gossipdbn.errors import DataError, LogError, SnapshotError, StoreError
 from gossipdbn.ports import Clock, Log, Record, SlotAssigned, SnapshotStore
 from gossipdbn.wire import envelope
 from gossipdbn.wire.messages import RunWire
-from gossipdbn.wire.snapshots import announce, write_snapshot
 from gossipdbn.worker.control import Control
+from gossipdbn.worker.keeping import SnapshotWriter
 from gossipdbn.worker.recover import Recovery, fetch_snapshot
 from gossipdbn.worker.rows import RowStore
 from gossipdbn.worker.spill import Held, Outbox
-from gossipdbn.worker.tuning import TauTuner
+from gossipdbn.worker.tuning import CadenceTuner, TauTuner
 
 __all__ = ["Worker", "WorkerOptions", "WorkerResult"]
 
 logger = logging.getLogger("gossipdbn.worker")
 STOP_DEADLINE_S = 20.0
+HAND_OVER_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
     """How a worker behaves; nothing here changes what an update is.
 
-    ``name``: unique among live workers. ``snapshot_every_s``: per slot; ``keep``: how many are kept.
+    ``name``: unique among live workers. ``failure_every_s``: how often a worker is expected to be lost, to which the
+    cadence of snapshots is fitted; ``snapshot_every_s``: a fixed one instead, per slot. ``keep``: how many are kept.
     ``communication_share``: of a worker's time, to which tau is fitted; 0 = the plan's tau.
     ``memory_bytes``: packed rows in memory, per slot. ``idle_exit_s``: leave when nothing is hosted for so long; 0
     never.
@@ -51,7 +51,8 @@ class WorkerOptions:
     name: str
     prefix: str = ""
     key_id: int = 0
-    snapshot_every_s: float = 5.0
+    failure_every_s: float = 1800.0
+    snapshot_every_s: float = 0.0
     keep: int = 2
     linger_s: float = 0.5
     memory_bytes: int = 1 << 30
@@ -94,12 +95,13 @@ class Worker:
         self._log, self._store, self._clock, self._keys, self._train = log, store, clock, keys, train
         self._should_stop = should_stop
         self._wire = RunWire(options.key_id, keys)
+        cadence = CadenceTuner(self.manifest, options.failure_every_s, options.snapshot_every_s)
         settings = Settings(
             worker=f"{options.name}#{secrets.token_hex(4)}",  # claims of two processes of one name must differ
             key_id=options.key_id,
             numerics=self.manifest.numerics,
             linger_s=options.linger_s,
-            snapshot_every_s=options.snapshot_every_s,
+            snapshot_every_s=cadence.every_s,
         )
         self.host = Host(self._newest_replica(), self._wire, settings, random.Random(options.name).random)  # noqa: S311 - spreads claims
         self.rows: dict[int, RowStore] = {}
@@ -109,8 +111,9 @@ class Worker:
         self._recoveries: dict[int, Recovery] = {}
         self._asks: deque[int] = deque()
         self._idle_since_s: float | None = None
-        self._stored: deque[tuple[ev.StoreSnapshot, Future[SnapshotAnnounced]]] = deque()
+        self._letting_go = False
         self._pool, self._payloads = ThreadPoolExecutor(1, "snapshots"), ThreadPoolExecutor(2, "payloads")
+        self._snapshots = SnapshotWriter(store, self.manifest, self._pool, cadence)
         self._tuner = TauTuner(self.manifest, options.communication_share)
         self._outbox = Outbox(store, self._payloads, lambda slot, raw: self._send(self.topics.updates, slot, raw))
         self._held = Held(store, self._payloads)
@@ -127,18 +130,21 @@ class Worker:
             for p, chain in enumerate(self.host.replica.chains):
                 self._reader.add(self.topics.updates, p, chain.offset)
             self._reader.add(self.topics.control, 0, self.control.offset)
-            self._group = stack.enter_context(
-                contextlib.closing(self._log.membership(self.topics.group, self.topics.shards, self.options.name))
-            )
-            while not self._done():
-                self._turn()
+            group = self._log.membership(self.topics.group, self.topics.shards, self.options.name, self._let_go)
+            self._group = stack.enter_context(contextlib.closing(group))
+            try:
+                while not self._done():
+                    self._turn()
+            finally:
+                self._letting_go = True  # whatever is left is nobody's to wait for
             return self._result()
 
     def _close_writer(self) -> None:
         self._writer.close()
 
     def _turn(self) -> None:
-        self._membership()
+        if not self._letting_go:
+            self._membership()
         started, trained_s = self._clock.monotonic_s(), self.train_s
         busy = self._busy()
         for record in self._reader.poll(0.0 if busy else 0.005):
@@ -159,7 +165,7 @@ class Worker:
         return bool(self._recoveries) or any(s.state is not None and not s.waits_for for s in self.host.slots.values())
 
     def _done(self) -> bool:
-        if self.host.finished and not self._stored:
+        if self.host.finished and not self._snapshots.busy:
             return True
         now = self._clock.monotonic_s()
         if self._stopping_since is None and (self._should_stop() or self.control.stop):
@@ -172,7 +178,7 @@ class Worker:
                 logger.warning(
                     "stopped without snapshots of slots %s after %.0f s", sorted(self.host.slots), STOP_DEADLINE_S
                 )
-            return late or (self.host.stopped and not self._stored)
+            return late or (self.host.stopped and not self._snapshots.busy)
         return self._idle_too_long(now)
 
     def _idle_too_long(self, now: float) -> bool:
@@ -192,16 +198,8 @@ class Worker:
             self._writer.send(self.topics.control, 0, self._wire.control(state))
             self._writer.flush(5.0)
         failed = next((c.failed for c in replica.chains if c.failed), "")
-        return WorkerResult(
-            self.options.name,
-            self.host.finished,
-            replica.version,
-            digest,
-            self.rounds,
-            self.rows_trained,
-            self.train_s,
-            failed,
-        )
+        done = (self.rounds, self.rows_trained, self.train_s)
+        return WorkerResult(self.options.name, self.host.finished, replica.version, digest, *done, failed)
 
     # ---- inputs -----------------------------------------------------------------------------------------------------
     def _membership(self) -> None:
@@ -210,6 +208,30 @@ class Worker:
                 self._step(ev.Assigned(event.slot))
             else:
                 self._step(ev.Unassigned(event.slot))
+        self._choose_cadence()
+
+    def _let_go(self, slots: list[int]) -> None:
+        """The group wants slots back: whoever is given them next finds all that was sent, and a snapshot of it.
+
+        Called from within the group's ``poll``; the other slots go on training meanwhile.
+        """
+        if self._letting_go:
+            return
+        for slot in slots:
+            self._step(ev.Unassigned(slot))
+        self._letting_go, until_s = True, self._clock.monotonic_s() + HAND_OVER_S
+        try:
+            while (self._snapshots.busy or any(s in self.host.slots for s in slots)) and (
+                self._clock.monotonic_s() < until_s
+            ):
+                self._turn()
+        finally:
+            self._letting_go = False
+
+    def _choose_cadence(self) -> None:
+        every_s = self._snapshots.cadence.choose(len(self.host.slots))
+        if every_s is not None:
+            self._step(ev.CadenceChosen(every_s))
 
     def _record(self, record: Record) -> None:
         if record.topic == self.topics.updates:
@@ -247,8 +269,8 @@ class Worker:
                 self._asks.append(partition)
                 break
             self._step(ev.EndOffset(partition, end))
-        while self._stored and self._stored[0][1].done():
-            self._snapshot_done(*self._stored.popleft())
+        for snapshot, message in self._snapshots.done():
+            self._snapshot_done(snapshot, message)
         now_s = self._clock.monotonic_s()
         self._outbox.turn(now_s)
         for hold, payload in self._held.turn(now_s):
@@ -262,6 +284,7 @@ class Worker:
 
     def _recover_some(self) -> None:
         slot, recovery = next(iter(self._recoveries.items()))
+        logger.debug("slot %d recovers: %d rows recomputed so far", slot, recovery.recomputed_rows)
         try:
             outcome = recovery.advance()
         except (LogError, StoreError) as e:
@@ -274,7 +297,8 @@ class Worker:
             logger.warning("slot %d: %s", slot, why)
         if outcome.state is not None:
             self.rows[slot] = recovery.rows
-            logger.info("slot %d recovered: %d rounds recomputed", slot, recovery.recomputed)
+            done = (recovery.recomputed, recovery.recomputed_rows)
+            logger.info("slot %d recovered: %d rounds recomputed, %d rows", slot, *done)
         self._step(outcome)
 
     # ---- effects ----------------------------------------------------------------------------------------------------
@@ -299,8 +323,12 @@ class Worker:
                 self._recover(effect)
             case ev.FollowRows(slot=slot):
                 self._follow(slot)
-            case ev.StoreSnapshot():
-                self._store_snapshot(effect)
+            case ev.StoreSnapshot(snapshot=snapshot):
+                self._copy_snapshot(snapshot)
+            case ev.SnapshotWhole(slot=slot, chain=chain):
+                self._snapshots.write(slot, chain)
+            case ev.SnapshotDropped(slot=slot):
+                self._snapshots.drop(slot)
             case ev.Announce(message=message):
                 self._send(self.topics.control, 0, self._wire.control(message))
             case ev.RenewWriter():
@@ -318,6 +346,7 @@ class Worker:
 
     def _do_train(self, job: rounds.RoundJob) -> None:
         started = self._clock.monotonic_s()
+        logger.debug("slot %d trains %d rows", job.slot, job.rows.count)
         try:
             values, labels, total = self.rows[job.slot].get(job.rows)
             stats = self._train(self.manifest, job, values, labels, total)
@@ -325,11 +354,9 @@ class Worker:
             self._step(ev.RoundFailed(job.slot, str(e)))
             return
         taken = self._clock.monotonic_s() - started
-        self.rounds, self.rows_trained, self.train_s = (
-            self.rounds + 1,
-            self.rows_trained + job.rows.count,
-            self.train_s + taken,
-        )
+        self.rounds += 1
+        self.rows_trained += job.rows.count
+        self.train_s += taken
         slot = self.host.slots.get(job.slot)
         staleness = slot.staleness if slot is not None else 0
         metrics = Metrics(
@@ -396,51 +423,22 @@ class Worker:
             logger.warning("snapshot %s is not used: its parameters have another digest than announced", a.name)
         return Replica(self.manifest, self._wire.decode, rounds.initial_parameters(self.manifest, self._store.get))
 
-    def _store_snapshot(self, effect: ev.StoreSnapshot) -> None:
-        rows = self.rows.get(effect.snapshot.slot)
+    def _copy_snapshot(self, snapshot: ev.Snapshot) -> None:
+        rows = self.rows.get(snapshot.slot)
         if rows is not None:
-            effect.snapshot.state.shards = rows.position(effect.snapshot.state.cursor[1])
-        self._stored.append((effect, self._spooled(effect.snapshot)))
+            snapshot.state.shards = rows.position(snapshot.state.cursor[1])
+        self._snapshots.copy(snapshot)
 
-    def _spooled(self, snapshot: ev.Snapshot) -> Future[SnapshotAnnounced]:
-        """Write the snapshot to a file without a name, as fast as memory; the store takes it from there meanwhile.
-
-        No copy of it lies in this process while the store takes its time.
-        """
-        spool = tempfile.TemporaryFile()  # noqa: SIM115 - the other thread closes it
-        try:
-            write_snapshot(self.manifest, snapshot, spool)
-        except OSError as e:
-            spool.close()
-            failed: Future[SnapshotAnnounced] = Future()
-            failed.set_exception(StoreError(f"the temporary folder took no snapshot: {e.strerror}", retryable=True))
-            return failed
-        return self._pool.submit(self._put_snapshot, snapshot, spool)
-
-    def _put_snapshot(self, snapshot: ev.Snapshot, spool: BinaryIO) -> SnapshotAnnounced:
-        with spool:
-            message = announce(self.manifest, snapshot, spool)
-            self._store.put(message.name, spool)
-        return message
-
-    def _delete(self, name: str) -> None:
-        with contextlib.suppress(StoreError):
-            self._store.delete(name)
-
-    def _snapshot_done(self, effect: ev.StoreSnapshot, future: Future[SnapshotAnnounced]) -> None:
-        slot = effect.snapshot.slot
-        try:
-            message = future.result()
-        except GossipDbnError as e:
-            logger.warning("snapshot of slot %d was not written: %s", slot, e)
-            self._step(ev.SnapshotStored(slot, None))
-            return
+    def _snapshot_done(self, snapshot: ev.Snapshot, message: SnapshotAnnounced | None) -> None:
+        slot = snapshot.slot
         self._step(ev.SnapshotStored(slot, message))
+        if message is None:
+            return
         if slot in self.rows:
-            self.rows[slot].forget(effect.snapshot.state.shards)
+            self.rows[slot].forget(snapshot.state.shards)
         # One that is announced already stays: this one's announcement may still be lost with its writer.
         for old in [a for a in self.control.newest(slot) if a.seq < message.seq][max(1, self.options.keep - 1) :]:
-            self._pool.submit(self._delete, old.name)
+            self._snapshots.delete(old.name)
             self.control.snapshots[slot].remove(old)
 
 

@@ -48,8 +48,8 @@ class WorkerSpec:
 def run_settings(manifest: Manifest) -> dict[str, object]:
     """The manifest's operational settings with their defaults: store, snapshots, session timeout, memory, tau."""
     defaults: dict[str, object] = {
-        "store": "", "snapshot_every_s": 5.0, "keep": 2, "session_timeout_ms": 6000, "memory_mb": 1024, "linger_s": 0.5,
-        "communication_share": 0.0,
+        "store": "", "failure_every_s": 1800.0, "snapshot_every_s": 0.0, "keep": 2, "session_timeout_ms": 6000,
+        "memory_mb": 1024, "linger_s": 0.5, "communication_share": 0.0,
     }  # fmt: skip
     return {**defaults, **{k: v for k, v in manifest.config.items() if k in defaults}}
 
@@ -98,6 +98,7 @@ def run_worker(spec: WorkerSpec, stop: threading.Event | None = None) -> WorkerR
         name=spec.name,
         prefix=spec.prefix,
         key_id=spec.key_id,
+        failure_every_s=float(str(settings["failure_every_s"])),
         snapshot_every_s=float(str(settings["snapshot_every_s"])),
         keep=int(str(settings["keep"])),
         linger_s=float(str(settings["linger_s"])),

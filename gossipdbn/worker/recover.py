@@ -116,6 +116,11 @@ class Recovery:
         return self._resume.recomputed
 
     @property
+    def recomputed_rows(self) -> int:
+        """Rows of those rounds."""
+        return self._resume.rows
+
+    @property
     def skipped(self) -> list[str]:
         """Why snapshots were not used."""
         return self._resume.skipped

@@ -86,7 +86,7 @@ def test_only_one_snapshot_is_written_at_a_time():
     b.train()
     b.deliver()
     b.tick()
-    assert [type(e) for e in b.work()] == [ev.StoreSnapshot]
+    assert [type(e) for e in b.work()] == [ev.StoreSnapshot, ev.SnapshotWhole]
     assert [type(e) for e in b.work()] == [ev.Train]
 
 

@@ -269,6 +269,47 @@ def test_slots_spread_over_members_and_return_at_once_when_one_leaves(log: Kafka
     second.close()
 
 
+def test_a_slot_that_moves_is_given_to_nobody_before_it_is_handed_over(log: KafkaLog, run_name: str) -> None:
+    log.create_topics(run_topics(run_name, 2))
+    names = run_names(run_name)
+    one: set[int] = set()
+    two: set[int] = set()
+    handed: list[int] = []
+
+    def hand_over(slots: list[int]) -> None:
+        if handed:
+            return  # at the end
+        handed.extend(slots)
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until:  # much longer than a rebalance takes
+            assert not second.poll(0.05)
+
+    first = log.membership(names.group, names.shards, "w0", hand_over)
+    _until(15, (first, one), goal=lambda: len(one) == 2)
+    second = log.membership(names.group, names.shards, "w1")
+    _until(15, (first, one), (second, two), goal=lambda: len(one) == len(two) == 1)
+    assert handed == list(two) and one | two == {0, 1}
+    first.close()
+    second.close()
+
+
+def test_what_goes_wrong_while_a_slot_is_handed_over_is_raised_by_poll(log: KafkaLog, run_name: str) -> None:
+    log.create_topics(run_topics(run_name, 2))
+    names = run_names(run_name)
+
+    def hand_over(_: list[int]) -> None:
+        raise LogError("no snapshot, no slot")
+
+    held: set[int] = set()
+    first = log.membership(names.group, names.shards, "w0", hand_over)
+    _until(15, (first, held), goal=lambda: len(held) == 2)
+    second = log.membership(names.group, names.shards, "w1")
+    with pytest.raises(LogError, match="no snapshot, no slot"):
+        _until(15, (first, held), (second, set()), goal=lambda: False)
+    second.close()
+    first.close()
+
+
 def test_a_worker_of_the_same_name_takes_the_place_of_the_first(log: KafkaLog, run_name: str) -> None:
     log.create_topics(run_topics(run_name, 2))
     names = run_names(run_name)

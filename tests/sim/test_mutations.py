@@ -11,6 +11,7 @@ import pytest
 from gossipdbn.core import chain as chains
 from gossipdbn.core import replica as replicas
 from gossipdbn.core import rounds
+from gossipdbn.core.events import SnapshotWhole
 from gossipdbn.core.host import Host
 from gossipdbn.core.recompute import Recomputation
 from gossipdbn.core.replica import Replica
@@ -100,30 +101,21 @@ def non_atomic_snapshot(patch: Patch) -> None:
 
 
 def snapshot_of_a_dead_branch(patch: Patch) -> None:
-    """A slot does not wait for its updates to be read back before it writes a snapshot; recovery takes any."""
-    work = Slot.work
+    """A copied state is stored before its updates are read back; recovery takes any."""
+    whole = Slot._snapshot_whole
 
-    def eager(self, snapshot_free):
-        state = self.state
-        idle = self.stage == RUNNING and state is not None and not self.busy and not state.closed
-        if idle and snapshot_free and self.pending and self._snapshot_due(state):
-            replica = self._replica
-            kept, self._replica = replica, copy.copy(replica)
-            self._replica.acc, self._replica.chains = replica.acc.copy(), list(replica.chains)
-            for p in self.pending:
-                verdict = self._replica.judge(self.slot, p.raw, p.payload)
-                if isinstance(verdict, Accepted):
-                    chain = self._replica.chains[self.slot]
-                    self._replica.chains[self.slot] = chains.fold(self._manifest, chain, p.raw, verdict)
-                    replicas.add_payload(self._manifest, self._replica.acc, p.payload)
-            self._check_memory = lambda *_: None
-            effects = self._snapshot(state)
-            del self._check_memory
-            self._replica = kept
-            return effects
-        return work(self, snapshot_free)
+    def at_once(self):
+        chain = self._replica.chains[self.slot]
+        if self._copied is None or chain.count == self._copied:
+            return whole(self)
+        for p in self.pending:
+            verdict = chains.judge(self._manifest, chain, self.slot, self._wire.decode(p.raw), p.payload)
+            if isinstance(verdict, Accepted):
+                chain = chains.fold(self._manifest, chain, p.raw, verdict)
+        self._copied = None
+        return [SnapshotWhole(self.slot, chain)]
 
-    patch.setattr(Slot, "work", eager)
+    patch.setattr(Slot, "_snapshot_whole", at_once)
 
 
 def owner_of_a_void_claim_goes_on(patch: Patch) -> None:

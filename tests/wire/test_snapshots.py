@@ -18,7 +18,15 @@ from gossipdbn.core import events as ev
 from gossipdbn.core.rounds import ShardPosition
 from gossipdbn.errors import SnapshotCorrupt, SnapshotIncompatible
 from gossipdbn.models.spec import ModelSpec
-from gossipdbn.wire.snapshots import announce, decode_snapshot, encode_snapshot, max_bytes, write_snapshot
+from gossipdbn.wire.snapshots import (
+    announce,
+    chain_room,
+    decode_snapshot,
+    encode_snapshot,
+    max_bytes,
+    write_chain,
+    write_snapshot,
+)
 from tests.core.making import Author, a_manifest
 
 M = a_manifest()
@@ -54,6 +62,24 @@ def test_a_snapshot_comes_back_whole():
     assert all(np.array_equal(v, s.state.optimiser[k]) for k, v in back.state.optimiser.items())
     assert encode_snapshot(M, back) == data
     back.state.residual[:] = 0  # its arrays are its own
+
+
+def test_a_snapshot_is_copied_before_its_partition_is_read_and_says_afterwards_where_that_stood():
+    s = a_snapshot()
+    early = replace(s.chains[0], offset=0, count=0, tip=b"\0" * 8, start_version=(0, 0, 0))
+    out = io.BytesIO()
+    write_snapshot(M, replace(s, chains=(early, *s.chains[1:])), out, chain_room(M))
+    data = out.getvalue()
+    with pytest.raises(SnapshotCorrupt, match="not at the end of its chain"):
+        decode_snapshot(M, data, hashlib.sha256(data).digest())
+    later = replace(s.chains[0], offset=10**12, voids=10**12)
+    write_chain(0, later, out)
+    assert len(out.getvalue()) == len(data)
+    back = decode_snapshot(M, out.getvalue(), announce(M, s, out).sha256)
+    assert back.chains == (later, *s.chains[1:]) and np.array_equal(back.parameters, s.parameters)
+    tight = io.BytesIO(encode_snapshot(M, s))
+    with pytest.raises(SnapshotCorrupt, match="does not fit"):
+        write_chain(0, later, tight)
 
 
 def test_it_is_the_file_that_safetensors_writes():

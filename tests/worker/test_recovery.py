@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
+import time
 
 import msgspec
 import pytest
@@ -13,7 +14,7 @@ from gossipdbn.core.values import SnapshotAnnounced
 from gossipdbn.wire.messages import encode_control
 from gossipdbn.wire.snapshots import announce, decode_snapshot, encode_snapshot
 from gossipdbn.worker.control import load_control
-from tests.replay.scene import Scene, rows
+from tests.replay.scene import Scene, rows, walk
 
 
 def _interrupted(until: int = 60) -> Scene:
@@ -113,3 +114,24 @@ def test_rows_that_are_gone_mean_a_reset_not_a_crash(caplog):
     worker.run()
     assert worker.host.replica.chains[slot].resets == 1
     assert any(r.levelno >= logging.WARNING and "reset" in r.getMessage() for r in caplog.records)
+
+
+def test_a_slot_that_moves_between_living_workers_is_not_recomputed(caplog):
+    def slowly(*inputs):
+        time.sleep(0.005)
+        return walk(*inputs)
+
+    scene = Scene(train=slowly)
+    scene.feed(*rows())
+    first, second = (scene.worker(n, threading.Event(), snapshot_every_s=60.0) for n in ("first", "second"))
+    thread = threading.Thread(target=first.run)
+    thread.start()
+    while scene.count() < 15:
+        time.sleep(0.002)
+    caplog.clear()
+    assert second.run().finished
+    thread.join()
+    moved = [r.getMessage() for r in caplog.records if "recovered" in r.getMessage()]
+    assert moved and all("recovered: 0 rounds recomputed" in m for m in moved), moved
+    assert not [r for r in caplog.records if "fenced" in r.getMessage()]
+    assert second.rounds > 0 and sum(scene.logged_chain(s).voids for s in range(3)) == 0

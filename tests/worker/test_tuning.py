@@ -1,4 +1,4 @@
-"""Tau follows measured costs within bounds, and what a round computes does not depend on it."""
+"""Tau and the cadence of snapshots follow measured costs within bounds; what a round computes depends on neither."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gossipdbn.core import plan
 from gossipdbn.core.values import Manifest
 from gossipdbn.kernels.version import NUMERICS
 from gossipdbn.models.spec import ModelSpec, PhaseSpec
-from gossipdbn.worker.tuning import WARM_ROUNDS, TauTuner
+from gossipdbn.worker.tuning import CADENCE_S, WARM_ROUNDS, CadenceTuner, TauTuner
 
 
 def _manifest(slots=4, **phase):
@@ -59,3 +59,40 @@ def test_the_first_rounds_are_not_measured():
 )
 def test_bounds_keep_learning_safe(slots, phase, batch, tau, expected):
     assert plan.tau_bounds(_manifest(slots, batch=batch, tau=tau), phase) == expected
+
+
+def _cadence(cost_s, failure_s, slots=1, fixed_s=0.0):
+    tuner = CadenceTuner(_manifest(), failure_s, fixed_s)
+    for _ in range(100):
+        tuner.written(cost_s)
+        tuner.choose(slots)
+    return tuner.every_s
+
+
+@pytest.mark.parametrize(
+    ("cost_s", "failure_s", "slots"), [(0.02, 1800, 1), (0.02, 1800, 4), (0.3, 60, 1), (2.0, 3600, 2)]
+)
+def test_the_cadence_is_where_snapshots_and_recomputation_cost_least(cost_s, failure_s, slots):
+    def lost(every_s):
+        return slots * cost_s / every_s + every_s / (2 * failure_s)
+
+    chosen = _cadence(cost_s, failure_s, slots)
+    grid = np.geomspace(0.1, 10_000, 2000)
+    assert lost(chosen) < 1.01 * min(lost(t) for t in grid)
+
+
+def test_the_cadence_is_bounded_and_leaves_nine_tenths_of_the_time_to_training():
+    assert _cadence(1e-6, 1.0) == CADENCE_S[0]
+    assert _cadence(1.0, 1e9) == CADENCE_S[1]
+    assert _cadence(0.5, 2.0) == pytest.approx(5.0, rel=0.1)  # by the square root it would be 1.4
+    assert _cadence(0.5, 2.0, fixed_s=0.7) == 0.7
+
+
+def test_the_cadence_changes_only_when_it_matters():
+    tuner = CadenceTuner(_manifest(), 100.0)
+    tuner.written(1.0)
+    first = tuner.choose(1)
+    assert first is not None and tuner.choose(1) is None
+    tuner.written(1.1 * tuner.cost_s)
+    assert tuner.choose(1) is None and tuner.every_s == first
+    assert tuner.choose(4) == pytest.approx(2 * first, rel=0.05)
