@@ -137,8 +137,11 @@ def torch_cd1(x: np.ndarray, h: int) -> Candidate | None:
     return run
 
 
-def ours(b: int, v: int, h: int, units: str = "binary", learner: str = "cd", k: int = 1, count: int = 10):
-    """A round of the learner, several minibatches a call, as the worker runs it; returns (call, minibatches)."""
+def ours(
+    b: int, v: int, h: int, units: str = "binary", learner: str = "cd", k: int = 1, count: int = 10,
+    weight_bits: int = 16,
+) -> Candidate:  # fmt: skip
+    """A round of the learner, ``count`` minibatches, as the worker runs it."""
     from gossipdbn.models import learners
     from gossipdbn.models.spec import ModelSpec, PhaseSpec
 
@@ -151,7 +154,7 @@ def ours(b: int, v: int, h: int, units: str = "binary", learner: str = "cd", k: 
     )
     mean = x.mean(0).astype(f4)
     p = learners.initial_parameters(spec, 1, mean)
-    phase = PhaseSpec(learner, batch=b, momentum=0.5, lr=0.01, k=k)  # type: ignore[arg-type]
+    phase = PhaseSpec(learner, batch=b, momentum=0.5, lr=0.01, k=k, weight_bits=weight_bits)  # type: ignore[arg-type]
     state = learners.new_state(spec, phase)
     ctx = learners.RoundContext(1, 0, 0, 1, mean, np.full(count, 0.01, f4))
     return lambda: learners.train_round(spec, phase, p, state, x, None, ctx)
@@ -161,12 +164,19 @@ def cd1(shape: tuple[int, int, int], rounds: int) -> dict[str, float]:
     b, v, h = shape
     count = 10 if v < 1000 else 2
     x = (np.random.default_rng(0).random((b, v)) < 0.2).astype(np.uint8)
-    candidates = {"ours": ours(b, v, h, count=count), "limit": five_products(b, v, h), "numpy": numpy_cd1(x, h)}
+    candidates = {
+        "ours": ours(b, v, h, count=count), "eight_bits": ours(b, v, h, count=count, weight_bits=8),
+        "limit": five_products(b, v, h), "numpy": numpy_cd1(x, h),
+    }  # fmt: skip
     peers = (("sklearn", sklearn_cd1(x, h)), ("torch", torch_cd1(x, h)))
     candidates |= {name: peer for name, peer in peers if peer is not None}
     t = medians(candidates, rounds)
     t["ours"] /= count
-    return {"rows_per_s": round(b / t["ours"]), "limit_rows_per_s": round(b / t["limit"])} | {
+    eight = t.pop("eight_bits") / count
+    return {
+        "rows_per_s": round(b / t["ours"]), "limit_rows_per_s": round(b / t["limit"]),
+        "eight_bit_rows_per_s": round(b / eight), "eight_bit_of_limit": round(t["limit"] / eight, 2),
+    } | {
         ("of_limit" if name == "limit" else f"vs_{name}"): round(s / t["ours"], 2)
         for name, s in t.items()
         if name != "ours"
@@ -338,9 +348,14 @@ def measure(quick: bool) -> dict[str, object]:
     }
 
 
-def child(tier: str, quick: bool, cpu: int | None, extra: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+def clean_environment() -> dict[str, str]:
+    """This one without the variables that force a BLAS to other code; one thread for everybody."""
     env = {k: v for k, v in os.environ.items() if k not in BLAS_VARIABLES}
-    env |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return env | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def child(tier: str, quick: bool, cpu: int | None, extra: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    env = clean_environment()
     if tier in FORCED:
         env["NUMBA_CPU_NAME"], env["NUMBA_CPU_FEATURES"] = FORCED[tier]
         if tier == "avx2":
