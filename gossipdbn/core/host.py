@@ -33,7 +33,7 @@ from gossipdbn.core.events import (
 )
 from gossipdbn.core.replica import Replica
 from gossipdbn.core.slot import CLAIMING, CLOSED, RECOVERING, RUNNING, Settings, Slot
-from gossipdbn.core.values import RESET, Undecided, Void
+from gossipdbn.core.values import RESET, Payload, Undecided, Void
 from gossipdbn.errors import LocalProtocolError
 
 __all__ = ["Host"]
@@ -116,6 +116,11 @@ class Host:
             if effects:
                 return effects
         return []
+
+    def under_way(self, partition: int, raw: bytes) -> Payload | None:
+        """The payload of an own update that was sent and is not read back yet."""
+        slot = self.slots.get(partition)
+        return next((p.payload for p in slot.pending if p.raw == raw), None) if slot is not None else None
 
     def reset(self, slot: int, why: str) -> list[Effect]:
         """Give a hosted slot up and claim it again with reset: residual, optimiser and chains begin empty."""

@@ -7,6 +7,7 @@ The shared replica of a worker is never turned back for this.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -26,9 +27,12 @@ from gossipdbn.core.values import (
     Payload,
     PayloadRef,
     RowRange,
+    Sealed,
     Undecided,
     Update,
+    Verdict,
     Version,
+    Void,
 )
 from gossipdbn.errors import LocalProtocolError, LogError, ReplayDivergence
 
@@ -41,6 +45,9 @@ NextRecord = Callable[[int, int], "bytes | None"]
 """(partition, offset) -> the record there, or None at the end of what the log holds."""
 
 Fetch = Callable[[PayloadRef], "Payload | None"]
+Remade = Callable[[PayloadRef, bytes], None]
+"""A payload that is in no store any more, recomputed: its reference and its bytes, to be stored again."""
+
 Base = Callable[[Version], Replica]
 
 
@@ -48,7 +55,8 @@ Base = Callable[[Version], Replica]
 class Source:
     """Where a recomputation gets its inputs: log records, spilled payloads, rows, replicas, and who trains.
 
-    ``base``: a new replica at or below a version, from a snapshot or from the initial parameters.
+    ``base``: a new replica at or below a version, from a snapshot or from the initial parameters. ``remade``: who puts
+    payloads of the slot back that are missing; without one they are waited for.
     """
 
     record: NextRecord
@@ -56,6 +64,7 @@ class Source:
     rows: Rows
     base: Base
     train: rounds.Trainer = rounds.run
+    remade: Remade | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,26 +102,50 @@ class Recomputation:
                 if until is not None:
                     raise LogError(f"updates partition {self.slot} ends at offset {offset}, needed {until}")
                 return
-            verdict, payload = self._verdict(self.slot, raw)
-            if (
-                isinstance(verdict, Accepted)
-                and isinstance(verdict.message, Update)
-                and verdict.start_version is not None
-            ):
-                yield self._again(verdict.message, offset, raw, verdict.start_version, payload)
+            verdict, payload = self._judged(self.slot, raw)
+            again: Recomputed | None = None
+            if isinstance(verdict, Undecided) and verdict.wants is not None and self._source.remade is not None:
+                again = self._remake(offset, raw, verdict.reason)
+                payload = again.update.payload
+                verdict = self.scratch.judge(self.slot, raw, payload)
+            decided = self._decided(self.slot, verdict)
+            accepted = decided.message if isinstance(decided, Accepted) else None
+            if isinstance(accepted, Update) and isinstance(decided, Accepted) and decided.start_version is not None:
+                yield again or self._again(accepted, offset, raw, decided.start_version)
             self.scratch.read(self.slot, offset, raw, payload)
-            if isinstance(verdict, Accepted) and isinstance(verdict.message, Claim):
-                self._claimed(verdict.message)
+            if isinstance(accepted, Claim):
+                self._claimed(accepted)
 
-    def _verdict(self, partition: int, raw: bytes) -> tuple[object, Payload | None]:
+    def _remake(self, offset: int, raw: bytes, reason: str) -> Recomputed:
+        """The slot's next update, which is undecided for want of its payload; recomputed, it says what that was.
+
+        Raises
+        ------
+        LogError : (retryable) it comes to something else than the record names; so it is waited for.
+        """
+        decoded = self._wire.decode(raw)
+        if not isinstance(decoded, Sealed) or not isinstance(decoded.message, Update) or self._source.remade is None:
+            raise LogError(f"updates partition {self.slot}: {reason}", retryable=True)
+        logged, kept = decoded.message, copy.deepcopy(self.state)
+        start = self.scratch.chains[self.slot].start_version
+        again = self._again(logged, offset, raw, tuple(a + b for a, b in zip(start, logged.advance, strict=True)))
+        if not again.same:
+            self.state = kept
+            raise LogError(f"updates partition {self.slot}: {reason}; recomputed, it is another one", retryable=True)
+        self._source.remade(*self._wire.pack_payload(again.update.payload or ()))
+        return again
+
+    def _judged(self, partition: int, raw: bytes) -> tuple[Verdict, Payload | None]:
         verdict = self.scratch.judge(partition, raw)
-        payload: Payload | None = None
-        if isinstance(verdict, Undecided) and verdict.wants is not None:
-            payload = self._source.fetch(verdict.wants)
-            verdict = self.scratch.judge(partition, raw, payload)
+        if not isinstance(verdict, Undecided) or verdict.wants is None:
+            return verdict, None
+        payload = self._source.fetch(verdict.wants)
+        return self.scratch.judge(partition, raw, payload), payload
+
+    def _decided(self, partition: int, verdict: Verdict) -> Accepted | Void:
         if isinstance(verdict, Undecided):
             raise LogError(f"updates partition {partition}: {verdict.reason}", retryable=verdict.wants is not None)
-        return verdict, payload
+        return verdict
 
     def _claimed(self, claim: Claim) -> None:
         """A claim moves the tip; with reset the state is emptied where the claim stands."""
@@ -149,10 +182,11 @@ class Recomputation:
         raw = self._source.record(partition, offset)
         if raw is None:
             raise LogError(f"updates partition {partition} ends at offset {offset}, but {why}")
-        _, payload = self._verdict(partition, raw)
+        verdict, payload = self._judged(partition, raw)
+        self._decided(partition, verdict)
         self.scratch.read(partition, offset, raw, payload)
 
-    def _again(self, logged: Update, offset: int, raw: bytes, version: Version, payload: Payload | None) -> Recomputed:
+    def _again(self, logged: Update, offset: int, raw: bytes, version: Version) -> Recomputed:
         self.advance(version)
         if logged.closing == OPEN:
             values, labels, total = self._source.rows(logged.rows)

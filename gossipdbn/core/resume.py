@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gossipdbn.core import recompute, rounds
-from gossipdbn.core.chain import genesis
+from gossipdbn.core.chain import Chain, genesis, tip_after
 from gossipdbn.core.events import Recover, Recovered, Snapshot, Wire
 from gossipdbn.core.replica import Replica
 from gossipdbn.core.values import Manifest, SnapshotAnnounced, Version
 from gossipdbn.errors import GossipDbnError, SnapshotError, StoreError
 
-__all__ = ["Inputs", "Resume", "dominated"]
+__all__ = ["Inputs", "Resume", "beyond", "dominated", "earlier"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ class Inputs:
     announced : snapshots of the slot, newest first. load : one of them; raises SnapshotError or StoreError.
     rows : begin to read the slot's rows at a snapshot's position (None: at the start); the source of its rounds' rows.
     initial : the manifest's initial parameters, int32 [P].
+    remade : who stores payloads of the slot again that its store has lost; they are recomputed like its rounds.
     rounds_max : longest tail of rounds to recompute; beyond it the slot is reset instead.
     """
 
@@ -44,6 +45,22 @@ class Inputs:
     initial: Callable[[], NDArray[np.int32]]
     train: rounds.Trainer = rounds.run
     rounds_max: int = 1_000_000
+    remade: recompute.Remade | None = None
+
+
+def beyond(slot: int, chain: Chain, raw: bytes) -> Recover:
+    """The recovery that recomputes a slot's next record as well, which is undecided at ``chain``.
+
+    For its payload, which is gone: nothing is claimed, and what it comes to is nobody's state. Only snapshots before
+    that record are of use (``earlier``).
+    """
+    after = replace(chain, offset=chain.offset + 1, count=chain.count + 1, tip=tip_after(chain.tip, raw))
+    return Recover(slot, chain.incarnation, after)
+
+
+def earlier(announced: Sequence[SnapshotAnnounced], effect: Recover) -> tuple[SnapshotAnnounced, ...]:
+    """The snapshots that do not contain the last update that ``effect`` asks for."""
+    return tuple(a for a in announced if a.seq < effect.chain.count)
 
 
 def dominated(a: Sequence[int], b: Sequence[int]) -> bool:
@@ -113,7 +130,7 @@ class Resume:
             scratch = Replica(self.manifest, self._wire.decode, snapshot.parameters, snapshot.chains)
             state = snapshot.state
         i = self._inputs
-        source = recompute.Source(i.record, i.fetch, i.rows(state.shards), self._base, i.train)
+        source = recompute.Source(i.record, i.fetch, i.rows(state.shards), self._base, i.train, i.remade)
         self._again = recompute.Recomputation(self.manifest, self.slot, scratch, state, self._wire, source)
         self._go_on()
 

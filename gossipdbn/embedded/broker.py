@@ -13,7 +13,7 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -119,6 +119,8 @@ class Broker:
         See :func:`gossipdbn.embedded.artifacts.ensure`.
     heap_mb
         Bound of the Java heap, MiB.
+    settings
+        More lines of its configuration, over the usual ones; ``@PORT@`` and ``@CPORT@`` stand for its two ports.
     on_progress
         Called with a line of text while jars are fetched and the broker starts.
 
@@ -137,6 +139,7 @@ class Broker:
         cache: Path | None = None,
         ivy_settings: Path | None = None,
         heap_mb: int = 512,
+        settings: Mapping[str, str] | None = None,
         on_progress: Callable[[str], None] | None = None,
     ) -> None:
         self._space = Workspace(Path(data_dir), _SERVICE)
@@ -145,6 +148,7 @@ class Broker:
         self._cache = cache
         self._ivy_settings = ivy_settings
         self._heap_mb = heap_mb
+        self._settings = dict(settings or {})
         self._tell = on_progress or (lambda _line: None)
         self._process: JavaProcess | None = None
         self._port = 0
@@ -237,7 +241,7 @@ class Broker:
         cluster = self._cluster_id(data)
         for attempt in range(_PORT_TRIES):
             port, controller_port = self._choose_ports(previous, fresh=attempt > 0)
-            settings.write_text(_settings(port, controller_port, data))
+            settings.write_text(_settings(port, controller_port, data, self._settings))
             if cluster is None:
                 cluster = self._format(java, class_path, settings)
             log = self._space.open_log("broker")
@@ -330,8 +334,9 @@ class Broker:
         return self._space.log_tail("broker", lines, self._log_start)
 
 
-def _settings(port: int, controller_port: int, data: Path) -> str:
+def _settings(port: int, controller_port: int, data: Path, more: Mapping[str, str]) -> str:
     text = files("gossipdbn.embedded").joinpath("templates/server.properties").read_text()
+    text += "".join(f"{key}={value}\n" for key, value in more.items())  # the last line for a key counts
     escaped = str(data).replace("\\", "\\\\")
     return text.replace("@PORT@", str(port)).replace("@CPORT@", str(controller_port)).replace("@DIR@", escaped)
 

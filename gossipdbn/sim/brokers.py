@@ -132,10 +132,14 @@ class Writer:
 
 
 class Store:
-    """Named objects, whole or absent; what is stored becomes visible to others a little later."""
+    """Named objects, whole or absent; what is stored becomes visible to others a little later.
+
+    ``ever``: all that was ever stored, for a judge who forgets nothing.
+    """
 
     def __init__(self, world: Timeline) -> None:
         self.objects: dict[str, bytes] = {}
+        self.ever: dict[str, bytes] = {}
         self.visible_s: dict[str, float] = {}
         self.torn_next = False
         self._world = world
@@ -146,7 +150,7 @@ class Store:
             self.torn_next = False
             raise StoreError(f"writing {name} stopped half way", retryable=True)
         if name not in self.objects:
-            self.objects[name] = data
+            self.objects[name] = self.ever[name] = data
             self.visible_s[name] = self._world.now_s + lag_s
 
     def get(self, name: str) -> bytes:

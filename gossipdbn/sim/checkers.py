@@ -154,7 +154,7 @@ class Checker:
 
     def _fetch(self, ref: object) -> Payload | None:
         name = payload_name(ref)  # type: ignore[arg-type]
-        data = self.store.objects.get(name)
+        data = self.store.ever.get(name)
         return None if data is None else decode_payload(ref, data)  # type: ignore[arg-type]
 
     def _rows(self, slot: int) -> Callable[[RowRange], tuple[np.ndarray, NDArray[np.int32] | None, int]]:

@@ -213,8 +213,20 @@ def _missing(world: World, f: Fault) -> str:
     return names[f.a % len(names)]
 
 
+def _lost(world: World, f: Fault) -> str:
+    """It can be recomputed as long as the log goes back to a snapshot before it."""
+    names = sorted(n for n in world.store.objects if n.startswith("payloads/"))
+    if not names or any(world.log.first.values()):
+        return ""
+    name = names[-1 - int(len(names) * f.size**2 * 0.999)]
+    world.store.delete(name)
+    return name[:20]
+
+
 def _trim(world: World, _: Fault) -> str:
-    """Below a version that every slot's kept snapshots contain."""
+    """Below a version that every slot's kept snapshots contain; never while a payload is missing."""
+    if any(n.startswith("payloads/") and n not in world.store.objects for n in world.store.ever):
+        return ""
     kept: dict[int, list[tuple[int, ...]]] = {}
     for record in world.log.records[CONTROL, 0]:
         a = decode_control(record.raw, world.keys)
@@ -343,4 +355,5 @@ _KINDS: dict[str, Callable[[World, Fault], str]] = {
     "clock": _with_worker(_clock),
     "revoke": _revoke,
     "give-up": _give_up,
+    "lost": _lost,
 }

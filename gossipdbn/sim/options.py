@@ -44,10 +44,11 @@ FAULTS = {
     "clock": "a worker's clock jumps",
     "revoke": "the operator revokes updates",
     "give-up": "the operator claims a slot and closes it",
+    "lost": "a stored payload disappears",
 }
 """Kinds of faults and what they do."""
 
-_OFTEN = {"reset": 4, "move": 3, "kill": 2, "zombie": 2}
+_OFTEN = {"reset": 4, "move": 3, "kill": 2, "zombie": 2, "lost": 2}
 _RARE = {"poison": 0.15, "give-up": 0.15, "damage": 0.4, "stop": 0.4, "old": 0.5, "trim": 0.5}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections import deque
 from dataclasses import replace
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Worker"]
 
 IDLE_S = 0.03
+MEND_S = 0.05
 
 
 class Worker:
@@ -58,6 +60,8 @@ class Worker:
         self.recoveries: dict[int, tuple[resume.Resume, list[abstract.RowView]]] = {}
         self.asks: deque[int] = deque()
         self.holds: dict[int, ev.Hold] = {}
+        self.held_s: dict[int, float] = {}
+        self.mends: dict[int, resume.Resume] = {}
         self.claims: dict[int, bytes] = {}
         self.copies: dict[int, tuple[ev.Snapshot, io.BytesIO]] = {}
         self.writer = self._writer()
@@ -155,7 +159,7 @@ class Worker:
             self.perform(host.work())
         if self.leaving and host.stopped and not self.writer.held_anything():
             self.world.left(self)
-        return bool(self.recoveries or self.asks or self.mail)
+        return bool(self.recoveries or self.mends or self.asks or self.mail)
 
     def _poll(self) -> None:
         for p in self.world.shuffled(len(self.host.replica.chains)):
@@ -221,11 +225,46 @@ class Worker:
                 self.asks.append(p)
         for hold in list(self.holds.values()):
             payload = self._fetch(hold.wants) if hold.wants is not None else None
-            if payload is not None:
+            if payload is None:
+                self._mend(hold)
+            else:
                 del self.holds[hold.partition]
+                self.mends.pop(hold.partition, None)
                 self._step(ev.Logged(hold.partition, hold.offset, hold.raw, payload))
         if self.writer.broken:
             self._step(ev.SendFailed(self.writer.broken))
+
+    def _mend(self, hold: ev.Hold) -> None:
+        """A payload that does not come is stored again by who has it, or recomputed."""
+        p, waited_s = hold.partition, self.world.now_s - self.held_s[hold.partition]
+        if hold.wants is None or p == self.world.options.slots:
+            return
+        if waited_s < (MEND_S if p in self.host.slots else 3 * MEND_S):
+            return
+        payload = self.host.under_way(p, hold.raw)
+        if payload is not None:
+            self._put_back(*self.wire.pack_payload(payload))
+            return
+        if p not in self.mends:
+            self.mends[p] = self._resume(resume.beyond(p, self.host.replica.chains[p], hold.raw), mend=True)[0]
+        try:
+            outcome = self.mends[p].advance()
+        except (LogError, StoreError) as e:
+            if isinstance(e, RetentionError):
+                raise
+            return
+        if outcome is not None:
+            del self.mends[p]
+            if outcome.state is None and not any(self.world.log.first.values()):
+                raise Violation(f"{self.name} cannot recompute a payload, though the log holds all: {outcome.reason}")
+
+    def _put_back(self, ref: PayloadRef, data: bytes) -> None:
+        name = payload_name(ref)
+        if self.world.store.ever.get(name) != data:
+            raise Violation(f"{self.name} puts {name} back with other bytes than it had")
+        self.world.say(f"{self.name} puts {name[:20]} back")
+        with contextlib.suppress(StoreError):
+            self.world.store.put(name, data, self.world.store_time())
 
     def _fetch(self, ref: PayloadRef) -> Payload | None:
         try:
@@ -253,6 +292,7 @@ class Worker:
                 self.asks.append(partition)
             case ev.Hold():
                 self.holds[effect.partition] = effect
+                self.held_s[effect.partition] = self.world.now_s
                 self.world.say(f"{self.name} partition {effect.partition} waits: {effect.reason}")
             case ev.Recover():
                 self._recover(effect)
@@ -348,7 +388,11 @@ class Worker:
     def _recover(self, effect: ev.Recover) -> None:
         self.rows.pop(effect.slot, None)
         self._read_control(self.world.log.end(CONTROL, 0))
+        self.recoveries[effect.slot] = self._resume(effect)
+
+    def _resume(self, effect: ev.Recover, mend: bool = False) -> tuple[resume.Resume, list[abstract.RowView]]:
         views: list[abstract.RowView] = []
+        announced = sorted(self.snapshots.get(effect.slot, ()), key=lambda a: -a.seq)
 
         def begin(position: rounds.ShardPosition | None) -> Rows:
             views.append(abstract.RowView(self.world.manifest, effect.slot, position))
@@ -357,13 +401,14 @@ class Worker:
         inputs = resume.Inputs(
             self._record_for_recovery,
             self._fetch,
-            sorted(self.snapshots.get(effect.slot, ()), key=lambda a: -a.seq),
+            resume.earlier(announced, effect) if mend else announced,
             self._load,
             begin,
             lambda: self.world.initial,
             abstract.train,
+            remade=self._put_back,
         )
-        self.recoveries[effect.slot] = resume.Resume(self.world.manifest, effect, self.wire, inputs), views
+        return resume.Resume(self.world.manifest, effect, self.wire, inputs), views
 
     def _record_for_recovery(self, partition: int, offset: int) -> bytes | None:
         if self.world.now_s < self.cut_until_s or not self.world.log.reachable((UPDATES, partition)):

@@ -8,14 +8,14 @@ import math
 import random
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from gossipdbn.core import events as ev
 from gossipdbn.core import rounds
 from gossipdbn.core.host import Host
 from gossipdbn.core.replica import Replica
+from gossipdbn.core.resume import earlier
 from gossipdbn.core.slot import Settings
 from gossipdbn.core.topics import run_names
 from gossipdbn.core.values import Metrics, SnapshotAnnounced, WorkerState
@@ -25,6 +25,8 @@ from gossipdbn.wire import envelope
 from gossipdbn.wire.messages import RunWire
 from gossipdbn.worker.control import Control
 from gossipdbn.worker.keeping import SnapshotWriter
+from gossipdbn.worker.mending import Mender
+from gossipdbn.worker.options import WorkerOptions, WorkerResult
 from gossipdbn.worker.recover import Recovery, fetch_snapshot
 from gossipdbn.worker.rows import RowStore
 from gossipdbn.worker.spill import Held, Outbox
@@ -35,43 +37,6 @@ __all__ = ["Worker", "WorkerOptions", "WorkerResult"]
 logger = logging.getLogger("gossipdbn.worker")
 STOP_DEADLINE_S = 20.0
 HAND_OVER_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerOptions:
-    """How a worker behaves; nothing here changes what an update is.
-
-    ``name``: unique among live workers. ``failure_every_s``: how often a worker is expected to be lost, to which the
-    cadence of snapshots is fitted; ``snapshot_every_s``: a fixed one instead, per slot. ``keep``: how many are kept.
-    ``communication_share``: of a worker's time, to which tau is fitted; 0 = the plan's tau.
-    ``memory_bytes``: packed rows in memory, per slot. ``idle_exit_s``: leave when nothing is hosted for so long; 0
-    never.
-    """
-
-    name: str
-    prefix: str = ""
-    key_id: int = 0
-    failure_every_s: float = 1800.0
-    snapshot_every_s: float = 0.0
-    keep: int = 2
-    linger_s: float = 0.5
-    memory_bytes: int = 1 << 30
-    idle_exit_s: float = 0.0
-    communication_share: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerResult:
-    """How a worker ended: ``finished`` (all slots closed) or stopped, what it holds, what it did."""
-
-    name: str
-    finished: bool
-    version: tuple[int, ...]
-    digest: int
-    rounds: int
-    rows: int
-    train_s: float
-    failed: str
 
 
 class Worker:
@@ -117,6 +82,7 @@ class Worker:
         self._tuner = TauTuner(self.manifest, options.communication_share)
         self._outbox = Outbox(store, self._payloads, lambda slot, raw: self._send(self.topics.updates, slot, raw))
         self._held = Held(store, self._payloads)
+        self._mender = Mender(self.host, self._wire, store, self._payloads, self._mending, options.mend_after_s)
 
     # ---- running ----------------------------------------------------------------------------------------------------
     def run(self) -> WorkerResult:
@@ -277,6 +243,7 @@ class Worker:
             self._step(ev.Logged(hold.partition, hold.offset, hold.raw, payload))
             if hold.partition not in self._held:
                 self._reader.add(self.topics.updates, hold.partition, hold.offset + 1)
+        self._mender.turn(self._held.holds, now_s)
 
     def _hold(self, hold: ev.Hold) -> None:
         self._held.add(hold)
@@ -394,7 +361,13 @@ class Worker:
         for record in self._log.read(self.topics.control, 0, start, end):
             self.control.read(record.offset, record.value)
         self._reader.add(self.topics.control, 0, self.control.offset)
-        self._recoveries[effect.slot] = Recovery(
+        self._recoveries[effect.slot] = self._recovery(effect, self.control.newest(effect.slot))
+
+    def _mending(self, effect: ev.Recover) -> Recovery:
+        return self._recovery(effect, earlier(self.control.newest(effect.slot), effect))
+
+    def _recovery(self, effect: ev.Recover, announced: Sequence[SnapshotAnnounced]) -> Recovery:
+        return Recovery(
             self.manifest,
             effect,
             self._log,
@@ -402,9 +375,10 @@ class Worker:
             self._store,
             self._wire,
             self._keys,
-            self.control.newest(effect.slot),
+            announced,
             self._train,
             memory_bytes=self.options.memory_bytes,
+            remade=self._mender.keep,
         )
 
     # ---- snapshots --------------------------------------------------------------------------------------------------

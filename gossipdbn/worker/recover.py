@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gossipdbn.core import resume, rounds
+from gossipdbn.core import recompute, resume, rounds
 from gossipdbn.core.events import Recover, Recovered, Snapshot, Wire
 from gossipdbn.core.rounds import ShardPosition
 from gossipdbn.core.topics import RunTopics
@@ -73,6 +73,7 @@ class Recovery:
     announced : the slot's snapshots, newest first. Each unusable one (missing, corrupt, of another history) is left for
         the next older; in the end the start of the log.
     steps_max : longest tail of rounds to recompute; beyond it the slot is reset instead.
+    remade : takes payloads of the slot that were gone and are recomputed; without it they are waited for.
 
     Attributes
     ----------
@@ -93,6 +94,7 @@ class Recovery:
         steps_max: int = 1_000_000,
         memory_bytes: int = 1 << 30,
         initial: Callable[[], NDArray[np.int32]] | None = None,
+        remade: recompute.Remade | None = None,
     ) -> None:
         self.manifest, self.slot = manifest, effect.slot
         self._log, self._topics, self._store, self._keys = log, topics, store, keys
@@ -107,6 +109,7 @@ class Recovery:
             initial or (lambda: rounds.initial_parameters(manifest, store.get)),
             train,
             steps_max,
+            remade,
         )
         self._resume = resume.Resume(manifest, effect, wire, inputs)
 

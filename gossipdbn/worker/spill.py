@@ -113,6 +113,11 @@ class Held:
     def __contains__(self, partition: int) -> bool:
         return partition in self._fetches
 
+    @property
+    def holds(self) -> list[Hold]:
+        """The records that their partitions are stopped at."""
+        return [f.hold for f in self._fetches.values()]
+
     def add(self, hold: Hold) -> None:
         """Stop a partition; a payload that is in the store already comes with the next ``turn``."""
         self._fetches[hold.partition] = _Fetch(hold, self._fetch(hold), told=hold.wants is None)

@@ -18,7 +18,7 @@ from gossipdbn.core.topics import run_names, run_topics
 from gossipdbn.core.values import RESET, Claim, Manifest, ManifestRecord, Undecided, manifest_json
 from gossipdbn.kernels.version import NUMERICS
 from gossipdbn.models.spec import ModelSpec, PhaseSpec
-from gossipdbn.ports import TopicSpec
+from gossipdbn.ports import SnapshotStore, TopicSpec
 from gossipdbn.replay.history import LoggedRun, open_run
 from gossipdbn.replay.spool import collect
 from gossipdbn.wire import envelope
@@ -69,7 +69,7 @@ class Scene:
     train: rounds.Trainer = walk
     manifest: Manifest = field(default_factory=lambda: manifest(3))
     log: MemoryLog = field(default_factory=MemoryLog)
-    store: MemoryStore = field(default_factory=MemoryStore)
+    store: SnapshotStore = field(default_factory=MemoryStore)
     keys: dict[int, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -96,7 +96,8 @@ class Scene:
 
     def worker(self, name: str, stop: threading.Event, snapshot_every_s: float = 0.005) -> Worker:
         control = load_control(self.log, self.run, self.keys)
-        options = WorkerOptions(name, snapshot_every_s=snapshot_every_s, key_id=min(self.keys, default=0))
+        key = min(self.keys, default=0)
+        options = WorkerOptions(name, snapshot_every_s=snapshot_every_s, key_id=key, mend_after_s=0.05)
         return Worker(
             self.log, self.store, control, options, SystemClock(), self.keys, train=self.train, should_stop=stop.is_set
         )

@@ -38,6 +38,9 @@ SCENES = {
         4, faults=(at(0.03, "move", 1, 0), at(0.06, "move", 0, 0)), snapshot_every_s=0.03
     ),
     "reset_at_a_snapshot": scene(4, faults=(at(0.07, "reset", 0, 0, 0.2),), snapshot_every_s=0.005),
+    "a_payload_is_lost": scene(
+        10, faults=(at(0.05, "lost", 0, 0, 0.4), at(0.051, "kill", 0)), inline_bytes=0, snapshot_every_s=0.02
+    ),
     "a_writer_gives_up": scene(6, faults=(at(0.04, "unacked"), at(0.08, "lose"))),
     "memory_is_damaged": scene(7, faults=(at(0.04, "damage", 0, 3),)),
     "the_operator_revokes_and_gives_up": scene(8, faults=(at(0.05, "revoke"), at(0.07, "give-up", 1))),
