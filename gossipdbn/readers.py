@@ -175,6 +175,9 @@ def _npz_pieces(file: str, rows: int, content: bytes | None) -> Iterator[Columns
             raise DataError(f"{file}: not an npz file of plain arrays ({error})") from error
     values = next((found[name] for name in ("X", "x", "data") if name in found), None)
     labels = next((found[name] for name in ("y", "Y", "labels") if name in found), None)
+    if found.keys() >= _CSR:
+        yield from _csr_pieces(file, rows, found, labels)
+        return
     if values is None or values.ndim < 2:
         raise DataError(f"{file}: no array X of at least two dimensions (it has {sorted(found)})")
     if labels is not None and labels.shape[:1] != values.shape[:1]:
@@ -183,6 +186,33 @@ def _npz_pieces(file: str, rows: int, content: bytes | None) -> Iterator[Columns
     for first in range(0, len(values), rows):
         piece = {f"x{j}": values[first : first + rows, j] for j in range(values.shape[1])}
         yield piece if labels is None else {**piece, LABEL: labels[first : first + rows]}
+
+
+_CSR = {"data", "indices", "indptr", "shape"}
+
+
+def _csr_pieces(file: str, rows: int, found: Columns, labels: Array | None) -> Iterator[Columns]:
+    """Rows of a compressed sparse matrix as ``scipy.sparse.save_npz`` writes it, dense a piece at a time."""
+    kind = found.get("format", np.array(b"csr")).item()
+    data, columns, starts = found["data"], found["indices"], found["indptr"]
+    shape = [int(n) for n in found["shape"].ravel()]
+    if kind not in (b"csr", "csr") or len(shape) != 2:
+        raise DataError(f"{file}: a sparse array of format {kind!r}, shape {shape}; save a CSR matrix (tocsr())")
+    n, width = shape
+    if starts.shape != (n + 1,) or starts[0] != 0 or (np.diff(starts) < 0).any() or starts[-1] != len(data):
+        raise DataError(f"{file}: the row starts of the sparse matrix do not fit its {len(data)} entries")
+    if columns.shape != data.shape or (len(columns) and not 0 <= columns.min() <= columns.max() < width):
+        raise DataError(f"{file}: the sparse matrix has entries outside its {width} columns")
+    if labels is not None and labels.shape[:1] != (n,):
+        raise DataError(f"{file}: X has {n} rows, y has {len(labels)}")
+    for first in range(0, n, rows):
+        stop = min(first + rows, n)
+        part = slice(int(starts[first]), int(starts[stop]))
+        values = np.zeros((stop - first, width), data.dtype)
+        at = np.repeat(np.arange(stop - first), np.diff(starts[first : stop + 1]))
+        np.add.at(values, (at, columns[part]), data[part])  # entries of one place add up
+        piece = {f"x{j}": values[:, j] for j in range(width)}
+        yield piece if labels is None else {**piece, LABEL: labels[first:stop]}
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------

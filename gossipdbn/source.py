@@ -27,7 +27,7 @@ class SourceConfig:
     ----------
     kind
         "idx" (images and labels as MNIST has them, gzipped or not), "csv", "parquet", "json" (one object per line),
-        "npz" (numpy arrays X and y), "kafka" (events in a topic).
+        "npz" (numpy arrays X and y, or a CSR matrix of scipy), "kafka" (events in a topic).
     path
         A file, a folder, or a folder and a glob such as ``data/part-*.csv``. Not for "kafka".
     labels

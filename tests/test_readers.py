@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from gossipdbn import readers
 from gossipdbn.errors import ConfigError, DataError
@@ -208,6 +209,32 @@ def test_json_lines_keep_their_types(tmp_path):
 def test_json_rows_that_differ_are_named(lines, message):
     with pytest.raises(DataError, match=message):
         json_rows(lines, "events", 7)
+
+
+def test_npz_of_a_sparse_matrix(tmp_path):
+    x = np.random.default_rng(0).integers(0, 3, (7, 4)) * (np.arange(4) != 2)
+    path = tmp_path / "a.npz"
+    source = SourceConfig("npz", str(path))
+    m = sp.csr_array(x.astype(np.float32))
+    sp.save_npz(path, m)
+    parts = list(pieces(source, str(path), 3))
+    assert [len(p["x0"]) for p in parts] == [3, 3, 1]
+    for j in range(4):
+        np.testing.assert_array_equal(np.concatenate([p[f"x{j}"] for p in parts]), x[:, j])
+    np.savez(path, data=m.data, indices=m.indices, indptr=m.indptr, shape=m.shape, y=np.arange(7))
+    np.testing.assert_array_equal(read_table(source)["label"], np.arange(7))
+    sp.save_npz(path, m.tocsc())
+    with pytest.raises(DataError, match=r"format b'csc'.*tocsr"):
+        read_table(source)
+    for broken, words in [
+        ({"indices": m.indices + 2}, "entries outside its 4 columns"),
+        ({"indptr": m.indptr[:-1]}, "row starts"),
+        ({"indptr": m.indptr[::-1]}, "row starts"),
+        ({"y": np.arange(6)}, "X has 7 rows, y has 6"),
+    ]:
+        np.savez(path, **{"data": m.data, "indices": m.indices, "indptr": m.indptr, "shape": m.shape, **broken})
+        with pytest.raises(DataError, match=words):
+            read_table(source)
 
 
 def test_npz_of_plain_arrays_only(tmp_path):

@@ -35,10 +35,11 @@ from gossipdbn.core.values import (
     Void,
 )
 from gossipdbn.errors import LocalProtocolError, LogError, ReplayDivergence
+from gossipdbn.models.rows import AnyRows
 
 __all__ = ["Recomputation", "Recomputed", "Rows", "Source"]
 
-Rows = Callable[[RowRange], tuple[np.ndarray, "NDArray[np.int32] | None", int]]
+Rows = Callable[[RowRange], tuple[AnyRows, "NDArray[np.int32] | None", int]]
 """Rows of the slot: (values, labels, total rows of the slot as counted by its end mark, 0 while unknown)."""
 
 NextRecord = Callable[[int, int], "bytes | None"]

@@ -37,6 +37,7 @@ from gossipdbn.core.values import (
 from gossipdbn.errors import SnapshotCorrupt, SnapshotMissing
 from gossipdbn.kernels import codec
 from gossipdbn.models import learners
+from gossipdbn.models.rows import AnyRows
 from gossipdbn.models.spec import layout, parameter_count, phase_tensors, share_divisor
 
 __all__ = [
@@ -195,7 +196,7 @@ def _phase_slices(manifest: Manifest, phase: int) -> list[slice]:
 
 
 def run(
-    manifest: Manifest, job: RoundJob, values: np.ndarray, labels: NDArray[np.int32] | None, total_rows: int
+    manifest: Manifest, job: RoundJob, values: AnyRows, labels: NDArray[np.int32] | None, total_rows: int
 ) -> learners.RoundStats:
     """Train the round on its rows; changes ``job.parameters`` and ``job.optimiser`` in place. Pure otherwise."""
     context = learners.RoundContext(
@@ -211,7 +212,7 @@ def run(
     )
 
 
-Trainer = Callable[[Manifest, RoundJob, np.ndarray, "NDArray[np.int32] | None", int], learners.RoundStats]
+Trainer = Callable[[Manifest, RoundJob, AnyRows, "NDArray[np.int32] | None", int], learners.RoundStats]
 
 
 def _advance(state: SlotState, version: Version) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 They follow scikit-learn's conventions (``check_estimator`` passes), so pipelines, grid searches and pickled-free model
 files work: ``to_model`` gives the `gossipdbn.models.files.Model` that ``save_model`` writes and the command line reads.
+Rows are arrays, CSR matrices of scipy, or `PackedRows` (bits); the form of the rows does not show in any result.
 Results depend on data, settings and ``random_state`` alone, bit for bit, on any CPU.
 """
 
@@ -15,5 +16,6 @@ except ImportError as e:
 
 from gossipdbn.estimators.networks import DBNClassifier, DBNRegressor
 from gossipdbn.estimators.rbm import RBM
+from gossipdbn.models.rows import PackedRows
 
-__all__ = ["RBM", "DBNClassifier", "DBNRegressor"]
+__all__ = ["RBM", "DBNClassifier", "DBNRegressor", "PackedRows"]

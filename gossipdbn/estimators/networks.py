@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import validate_data
 
 from gossipdbn.estimators.base import Network, cd_rate
 from gossipdbn.estimators.encoding import Array, Units
 from gossipdbn.models import learners
+from gossipdbn.models.rows import AnyRows
 from gossipdbn.models.spec import HiddenUnits, Loss, PhaseSpec
 
 
@@ -141,7 +141,7 @@ class DBNClassifier(ClassifierMixin, _Stack):
 
     def fit(self, X: Any, y: Any) -> DBNClassifier:
         """Train from the beginning on X [n, V] and labels y [n]."""
-        X, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
+        X, y = self._checked_pair(X, y)
         check_classification_targets(y)
         self.classes_ = np.unique(y)
         if len(self.classes_) < 2:
@@ -156,7 +156,7 @@ class DBNClassifier(ClassifierMixin, _Stack):
         The first call needs ``classes`` (all labels that may come) and fixes units, means and scales.
         """
         first = not hasattr(self, "parameters_")
-        X, y = validate_data(self, X, y, reset=first, dtype=(np.float64, np.float32))
+        X, y = self._checked_pair(X, y, reset=first)
         if first:
             if classes is None:
                 raise ValueError("the first call of partial_fit needs classes: all labels that may come")
@@ -224,7 +224,7 @@ class DBNRegressor(RegressorMixin, MultiOutputMixin, _Stack):
         self.visible_units = visible_units
         self.random_state = random_state
 
-    def _begin(self, X: Array, y: Array) -> Array:
+    def _begin(self, X: Any, y: Array) -> AnyRows:
         """Fix the targets' measure and the network by the first rows; returns them encoded."""
         table = y.reshape(len(y), -1).astype(np.float64)
         scale = table.std(axis=0)
@@ -241,7 +241,7 @@ class DBNRegressor(RegressorMixin, MultiOutputMixin, _Stack):
 
     def fit(self, X: Any, y: Any) -> DBNRegressor:
         """Train from the beginning on X [n, V] and numbers y [n] or [n, targets]."""
-        X, y = validate_data(self, X, y, dtype=(np.float64, np.float32), multi_output=True, y_numeric=True)
+        X, y = self._checked_pair(X, y, multi_output=True, y_numeric=True)
         values = self._begin(X, y)
         self._train(self._plan(), values, self._targets(y))
         return self
@@ -249,9 +249,7 @@ class DBNRegressor(RegressorMixin, MultiOutputMixin, _Stack):
     def partial_fit(self, X: Any, y: Any) -> DBNRegressor:
         """Train once over X, y, going on from earlier calls or from ``fit``; the first fixes units and measures."""
         first = not hasattr(self, "parameters_")
-        X, y = validate_data(
-            self, X, y, reset=first, dtype=(np.float64, np.float32), multi_output=True, y_numeric=True
-        )
+        X, y = self._checked_pair(X, y, reset=first, multi_output=True, y_numeric=True)
         values = self._begin(X, y) if first else self.encoding_.values(X)
         self._stream(self._streaming(), values, self._targets(y))
         return self

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils.validation import validate_data
 
 from gossipdbn.estimators.base import Network, cd_rate
 from gossipdbn.estimators.encoding import Array, Units
@@ -83,7 +82,7 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Network):
 
     def fit(self, X: Any, y: Any = None) -> RBM:
         """Train from the beginning on X [n, V]."""
-        X = validate_data(self, X, dtype=(np.float64, np.float32))
+        X = self._checked(X, reset=True)
         values = self._start(X, (self.n_components,))
         self._train((self._phase(self.n_iter),), values, None)
         return self
@@ -91,7 +90,7 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Network):
     def partial_fit(self, X: Any, y: Any = None) -> RBM:
         """Train once over X [n, V], going on from earlier calls or from ``fit``; the first fixes units."""
         first = not hasattr(self, "parameters_")
-        X = validate_data(self, X, reset=first, dtype=(np.float64, np.float32))
+        X = self._checked(X, reset=first)
         values = self._start(X, (self.n_components,)) if first else self.encoding_.values(X)
         self._stream(self._phase(None), values, None)
         return self

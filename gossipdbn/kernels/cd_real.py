@@ -26,6 +26,7 @@ from gossipdbn.kernels.contrastive import COST, DECAY, L1, MAX_NORM, MOMENTUM, T
 from gossipdbn.kernels.counter_rng import child64
 from gossipdbn.kernels.dense import block, panels_times
 from gossipdbn.kernels.optimise import sign
+from gossipdbn.kernels.rows import fill_floats
 from gossipdbn.kernels.tiers import device, inline, kernel
 from gossipdbn.kernels.vectors import (
     bits,
@@ -231,7 +232,7 @@ def _visible_biases(t, visible, momentum):
 @kernel
 def train(values, first, count, rows, x_array, t, visible, hidden, gibbs, persistent, rates, options, keys, step,
           measure):
-    """Train ``count`` minibatches of ``rows`` rows, from row ``first`` of ``values`` (float32 [n, visible]) on.
+    """Train ``count`` minibatches of ``rows`` rows, from row ``first`` of ``values`` (`rows.RowView`, float32) on.
 
     As `contrastive.train`, with plain learning rates. Returns the summed squared error of the last minibatch.
     """
@@ -242,9 +243,7 @@ def train(values, first, count, rows, x_array, t, visible, hidden, gibbs, persis
     for i in range(count):
         key = child64(child64(child64(keys[0], keys[1]), np.uint64(step + i)), keys[2])
         measured = measure and i == count - 1
-        for r in range(rows):
-            for v in range(visible):
-                x_array[r, v] = values[first + i * rows + r, v]
+        fill_floats(values, first + i * rows, rows, x_array, visible, _ONE)
         fill_keys(key, 0, (rows + 1) >> 1, pk, stride)
         for n in range(0, hp >> 4, 2):
             _hidden(n, t[X], vp * 4, 4, t, t[P0], False, t[MEAN_H0], t[ST], not persistent or measured, pk, stride,

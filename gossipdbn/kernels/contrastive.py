@@ -22,6 +22,7 @@ from gossipdbn.kernels.cd_epilogue import bias_step
 from gossipdbn.kernels.cd_layout import clipped, refresh_quads
 from gossipdbn.kernels.cd_panels import sum_counts
 from gossipdbn.kernels.counter_rng import child64
+from gossipdbn.kernels.rows import fill_bytes
 from gossipdbn.kernels.tiers import TIER, device, inline, kernel
 from gossipdbn.kernels.vectors import (
     fadd,
@@ -87,9 +88,7 @@ def fill_keys(key, stream, count, out, stride):
 @device
 def load_rows(values, first, rows, x_array, slot, x, xt, sums, scratch, visible, vp, bp):
     """One minibatch of rows, padded, transposed, and its column sums."""
-    for r in range(rows):
-        for v in range(visible):
-            x_array[slot, r, v] = values[first + r, v]
+    fill_bytes(values, first, rows, x_array[slot], visible)
     for v in range(0, visible, 16):
         total = vi(0)
         for r in range(rows):
@@ -185,7 +184,7 @@ def prepare_biases(t, visible, hidden):
 @kernel
 def train(values, first, count, rows, x_array, t, visible, hidden, xs, shift, gibbs, persistent, rates, options, keys,
           step, measure):
-    """Train ``count`` minibatches of ``rows`` rows each, starting at row ``first`` of ``values`` (uint8 [n, visible]).
+    """Train ``count`` minibatches of ``rows`` rows each, starting at row ``first`` of ``values`` (`rows.RowView`).
 
     t : addresses of the workspace. xs : the byte that means 1. shift : 0, or `cd_layout.one_plane_shift` of 8-bit
     weights. rates : float32, learning rate times 2^24 of each minibatch. options : float32, see MOMENTUM... keys :

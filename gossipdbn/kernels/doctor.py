@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from gossipdbn.kernels import codec, tiers
+from gossipdbn.kernels.rows import dense_view
 from gossipdbn.kernels.version import NUMERICS
 from gossipdbn.kernels.workspaces import IntegerSpace, RealSpace
 
@@ -76,7 +77,7 @@ def _trained(space: IntegerSpace | RealSpace, rows: np.ndarray) -> bytes:
     arrays[3][:h] = 0.5
     options = np.array([0.5, 1e-3, 1e-4, 0.1, 0.1, 4.0], f4)
     rates, keys = np.full(2, 0.01, f4), np.array([1, 2, 0], np.uint64)
-    space.train(rows, 0, 2, 20, arrays, None, rates, options, keys, 0, True, gibbs=2, one=127)
+    space.train(dense_view(rows), 0, 2, 20, arrays, None, rates, options, keys, 0, True, gibbs=2, one=127)
     space.store(w, a, b)
     return b"".join(x.tobytes() for x in (w, a, b, *arrays))
 
@@ -135,12 +136,12 @@ def _cd1_rate(clock: Callable[[], float], seconds: float) -> float:
     space.load(w, np.zeros(v, np.int32), np.zeros(h, np.int32), np.full(v, 0.2, f4), None)
     g, vp = space.weights.arrays[0].shape[:2]
     arrays = [np.zeros((g, vp // 2, 16, 2), np.uint16), np.zeros(512, f4), np.zeros(vp, f4), np.zeros(512, f4)]
-    x = (np.arange(rows * count * v).reshape(-1, v) % 5 == 0).astype(np.uint8)
+    view = dense_view((np.arange(rows * count * v).reshape(-1, v) % 5 == 0).astype(np.uint8))
     options, keys = np.array([0.5, 0, 0, 0, 0, 0], f4), np.array([1, 2, 0], np.uint64)
     rates = np.full(count, 0.01, f4)
 
     def run() -> None:
-        space.train(x, 0, count, rows, arrays, None, rates, options, keys, 0, False, gibbs=1, one=1)
+        space.train(view, 0, count, rows, arrays, None, rates, options, keys, 0, False, gibbs=1, one=1)
 
     return rows * count / _fastest(run, clock, seconds)
 

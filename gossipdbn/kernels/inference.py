@@ -13,6 +13,7 @@ from gossipdbn.kernels.activation import NEG_LOG2E, exp2, sigmoid, sigmoid_of_ex
 from gossipdbn.kernels.backprop import natural_log
 from gossipdbn.kernels.cd_epilogue import preactivation
 from gossipdbn.kernels.dense import panels_times, times_panels
+from gossipdbn.kernels.rows import fill_bytes
 from gossipdbn.kernels.tiers import TIER, inline, kernel
 from gossipdbn.kernels.vectors import (
     addr,
@@ -42,14 +43,12 @@ _127 = f4(127.0)
 
 @kernel
 def hidden_of_bytes(values, first, rows, x_array, hi, lo, nb, c_array, visible, hidden, xs, p_out, features):
-    """Rows ``first``... of ``values`` (uint8 [n, visible]) -> p_out float32 [n, hidden], features uint8 [n, hidden].
+    """Rows ``first``... of ``values`` (`rows.RowView`, uint8) -> p_out float32 [n, hidden], features uint8 [n, hidden].
 
     Either output may have no rows: then it is not written. x_array uint8 [rows padded to 8, vp] is scratch.
     """
     vp = (visible + 63) & -64
-    for r in range(rows):
-        for v in range(visible):
-            x_array[r, v] = values[first + r, v]
+    fill_bytes(values, first, rows, x_array, visible)
     x, c = addr(x_array), addr(c_array)
     scale = f4(_PLANE_UNIT / f4(xs))
     groups, width = (hidden + 15) >> 4, ((hidden - 1) & 15) + 1
@@ -79,14 +78,6 @@ def hidden_of_bytes(values, first, rows, x_array, hi, lo, nb, c_array, visible, 
                             for j in range(width):
                                 features[r, h + j] = bytes_line[j]
     finish()
-
-
-@kernel
-def fill_floats(values, first, rows, scale, x_array):
-    """Rows of bytes or floats -> float32 rows of ``x_array``, times ``scale``."""
-    for r in range(rows):
-        for v in range(values.shape[1]):
-            x_array[r, v] = f4(f4(values[first + r, v]) * scale)
 
 
 @inline

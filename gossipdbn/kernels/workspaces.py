@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gossipdbn.kernels import backprop, cd_layout, cd_real, contrastive, dense, inference
 from gossipdbn.kernels.cd_layout import aligned
+from gossipdbn.kernels.rows import RowView, floats_of
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
@@ -74,7 +75,7 @@ class IntegerSpace:
 
     def train(
         self,
-        x: AnyArray,
+        x: RowView,
         first: int,
         count: int,
         rows: int,
@@ -105,9 +106,8 @@ class IntegerSpace:
             _chains_out(chains[:rows], states)
         return float(error) / 1024.0
 
-    def hidden_of(self, x: AnyArray, one: int, *, as_bytes: bool) -> AnyArray:
-        """Hidden probabilities float32 [n, H], or features uint8 [n, H]."""
-        n = x.shape[0]
+    def hidden_of(self, x: RowView, n: int, one: int, *, as_bytes: bool) -> AnyArray:
+        """Hidden probabilities float32 [n, H], or features uint8 [n, H], of ``n`` rows."""
         out = np.empty((n, self.hidden), np.uint8 if as_bytes else np.float32)
         a = self.weights.arrays
         scratch = self._scratch()
@@ -182,7 +182,7 @@ class RealSpace:
 
     def train(
         self,
-        x: AnyArray,
+        x: RowView,
         first: int,
         count: int,
         rows: int,
@@ -231,17 +231,16 @@ class RealSpace:
             }  # fmt: skip
         return self.batches[rows]
 
-    def hidden_of(self, x: AnyArray, one: int, *, as_bytes: bool) -> AnyArray:
+    def hidden_of(self, x: RowView, n: int, one: int, *, as_bytes: bool) -> AnyArray:
         """As `IntegerSpace.hidden_of`, from float32 rows."""
         del one
-        n = x.shape[0]
         out = np.empty((n, self.hidden), np.uint8 if as_bytes else np.float32)
         p, bytes_ = (_NO_FLOATS, out) if as_bytes else (out, _NO_BYTES)
         rows_in = aligned((_BLOCK, dense.pad16(self.visible)), np.float32)
         c = aligned((_BLOCK, dense.pad32(self.hidden)), np.float32)
         for first in range(0, n, _BLOCK):
             rows = min(_BLOCK, n - first)
-            inference.fill_floats(x, first, rows, np.float32(1), rows_in)
+            floats_of(x, first, rows, self.visible, np.float32(1), rows_in)
             inference.hidden_of_floats(
                 rows_in, rows, self.arrays[cd_real.W], self.arrays[cd_real.BIAS_H], c, first, self.hidden, p, bytes_
             )
@@ -260,15 +259,14 @@ class RealSpace:
             )  # fmt: skip
         return out
 
-    def free_energies(self, x: AnyArray, scale: np.float32, mask: Ints) -> NDArray[np.float64]:
+    def free_energies(self, x: RowView, n: int, scale: np.float32, mask: Ints) -> NDArray[np.float64]:
         """Free energies float64 [n] of rows of bytes (times ``scale``) or floats."""
-        n = x.shape[0]
         out = np.empty(n, np.float64)
         rows_in = aligned((_BLOCK, dense.pad16(self.visible)), np.float32)
         c = aligned((_BLOCK, dense.pad32(self.hidden)), np.float32)
         for first in range(0, n, _BLOCK):
             rows = min(_BLOCK, n - first)
-            inference.fill_floats(x, first, rows, scale, rows_in)
+            floats_of(x, first, rows, self.visible, scale, rows_in)
             inference.free_energies(
                 rows_in, rows, self.arrays[cd_real.W], self.arrays[cd_real.BIAS_H], self.arrays[cd_real.BIAS_V],
                 mask, c, first, self.hidden, out,

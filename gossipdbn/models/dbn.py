@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from gossipdbn.errors import ConfigError, DataError
 from gossipdbn.kernels.counter_rng import permutation
 from gossipdbn.models.learners import RoundContext, RoundStats, initial_parameters, new_state, train_round
+from gossipdbn.models.rows import AnyRows, PackedRows, SparseRows, as_rows, blocks, dense
 from gossipdbn.models.schedule import learning_rates
 from gossipdbn.models.spec import ModelSpec, PhaseSpec
 from gossipdbn.models.supervised import Labels
@@ -34,20 +34,16 @@ class RoundReport:
     stats: RoundStats
 
 
-def check_rows(spec: ModelSpec, values: NDArray[Any], labels: Labels | None = None) -> None:
+def check_rows(spec: ModelSpec, values: AnyRows, labels: Labels | None = None) -> None:
     """Raise DataError unless rows and labels are what the specification says."""
     wanted = np.dtype(np.uint8 if spec.integer_rows else np.float32)
-    if values.ndim != 2 or values.shape[1] != spec.visible or values.dtype != wanted:
+    if len(values.shape) != 2 or values.shape[1] != spec.visible or values.dtype != wanted:
         raise DataError(f"rows are {values.dtype} {values.shape}, wanted are {wanted} [n, {spec.visible}]")
-    if spec.integer_rows:
-        top = 1 if spec.visible_units == "binary" else GREY_TOP
-        bad = values > top
-    else:
-        bad = ~np.isfinite(values)
-    if bad.any():
-        row, column = (int(i) for i in np.argwhere(bad)[0])
-        limits = f"0 to {top}" if spec.integer_rows else "finite"
-        raise DataError(f"row {row}, column {column}: {values[row, column]} is not {limits}")
+    top = GREY_TOP if spec.visible_units == "grey" else 1
+    if not isinstance(values, PackedRows):  # bits are always in range
+        held = values.data if isinstance(values, SparseRows) else values
+        if bool((held > top).any() if spec.integer_rows else not np.isfinite(held).all()):
+            _refuse(values, top if spec.integer_rows else None)
     if labels is not None and len(labels) != len(values):
         raise DataError(f"{len(labels)} labels for {len(values)} rows")
     if spec.targets:
@@ -57,14 +53,41 @@ def check_rows(spec: ModelSpec, values: NDArray[Any], labels: Labels | None = No
         raise DataError(f"row {row}: label {labels[row]} is outside 0 to {spec.classes - 1} (-1: missing)")
 
 
-def visible_mean(spec: ModelSpec, values: NDArray[Any]) -> NDArray[np.float32]:
+def _refuse(values: AnyRows, top: int | None) -> None:
+    """Name the first value above ``top``, or not finite."""
+    first = 0
+    for block in blocks(values):
+        bad = ~np.isfinite(block) if top is None else block > top
+        if bad.any():
+            row, column = (int(i) for i in np.argwhere(bad)[0])
+            limits = "finite" if top is None else f"0 to {top}"
+            raise DataError(f"row {first + row}, column {column}: {block[row, column]} is not {limits}")
+        first += len(block)
+
+
+def visible_mean(spec: ModelSpec, values: AnyRows) -> NDArray[np.float32]:
     """Mean of each visible unit as float32 [V], in model units (0..1 for binary and grey); exact sums for integers."""
     if not len(values):
         raise DataError("there are no rows to take means of: give at least one")
-    if not spec.integer_rows:
+    if isinstance(values, np.ndarray) and not spec.integer_rows:
         return np.asarray(values.mean(0, dtype=np.float64), np.float32)
+    if not spec.integer_rows:
+        return (_column_sums(values) / len(values)).astype(np.float32)
     top = GREY_TOP if spec.visible_units == "grey" else 1
-    return (values.sum(0, dtype=np.int64) / (len(values) * top)).astype(np.float32)
+    total = np.zeros(spec.visible, np.int64)
+    for block in blocks(values):
+        total += block.sum(0, dtype=np.int64)
+    return np.asarray(total / (len(values) * top), np.float32)
+
+
+def _column_sums(values: AnyRows) -> NDArray[np.float64]:
+    """Sum of each column in numpy's order: row after row, but a single column in pairs (float64 [V])."""
+    if values.shape[1] == 1:
+        return np.asarray(dense(values).sum(0, dtype=np.float64))
+    total = np.zeros(values.shape[1])
+    for block in blocks(values):
+        total = np.add.reduce(np.concatenate((total[None], block), dtype=np.float64), axis=0)
+    return total
 
 
 def _rounds(phase: PhaseSpec, begin: int, rows: int, run_key: int) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
@@ -78,7 +101,7 @@ def _rounds(phase: PhaseSpec, begin: int, rows: int, run_key: int) -> Iterator[t
 def train(
     spec: ModelSpec,
     phases: Sequence[PhaseSpec],
-    values: NDArray[Any],
+    values: AnyRows,
     labels: Labels | None = None,
     *,
     run_key: int = 0,
@@ -90,8 +113,8 @@ def train(
 
     Parameters
     ----------
-    values : [n, V], uint8 (binary 0/1, grey 0..127) or float32. labels : int32 [n], -1 where missing; float32
-        [n, targets], NaN where missing.
+    values : [n, V], uint8 (binary 0/1, grey 0..127) or float32, in any form that `models.rows` knows.
+    labels : int32 [n], -1 where missing; float32 [n, targets], NaN where missing.
     run_key : key of every random draw, the initial weights' too.
     mean : float32 [V] for centring and initial biases; taken from the rows when None.
     parameters : int32 [P] to start from; the initial ones when None.
@@ -104,6 +127,7 @@ def train(
     ------
     ConfigError : a phase is endless. DataError : rows or labels do not fit.
     """
+    values = as_rows(values)
     check_rows(spec, values, labels)
     if any(p.epochs is None for p in phases):
         raise ConfigError("an endless phase needs a stream of rows: give the phase a number of epochs")

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from gossipdbn.errors import ConfigError, DataError, LocalProtocolError
 from gossipdbn.kernels import cd_layout, contrastive, dense, workspaces
 from gossipdbn.models import supervised
+from gossipdbn.models.rows import AnyRows, PackedRows, as_rows, row_view
+from gossipdbn.models.rows import dense as dense_rows
 from gossipdbn.models.spec import (
     ModelSpec,
     PhaseSpec,
@@ -34,7 +36,6 @@ from gossipdbn.models.supervised import Labels
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
-Rows = NDArray[np.uint8] | NDArray[np.float32]
 State = dict[str, NDArray[np.generic]]
 
 GREY_ONE = 127
@@ -193,7 +194,7 @@ def train_round(
     phase: PhaseSpec,
     parameters: Ints,
     state: State,
-    values: Rows,
+    values: AnyRows,
     labels: Labels | None,
     ctx: RoundContext,
 ) -> RoundStats:
@@ -201,7 +202,8 @@ def train_round(
 
     Parameters
     ----------
-    parameters : int32 [P], contiguous. state : from `new_state`. values : uint8 or float32 [n, V]; minibatches are
+    parameters : int32 [P], contiguous. state : from `new_state`. values : uint8 or float32 [n, V], or `PackedRows`, or
+        `SparseRows` or a CSR matrix of scipy with uint8 or float32 data (see `models.rows`); minibatches are
         consecutive runs of ``phase.batch`` rows, the last may be short, none is fine. labels : int32 [n], -1 for a
         missing one; float32 [n, targets] with a missing row as NaN; or None.
 
@@ -211,8 +213,8 @@ def train_round(
         state, or number of learning rates.
     """
     _check_phase(spec, phase)
+    values = _checked_rows(spec, values)
     _check_round(spec, phase, parameters, values, labels, ctx)
-    values = np.ascontiguousarray(values)
     n = values.shape[0]
     if n == 0:
         return RoundStats(0, 0.0, 0.0, 0, 0)
@@ -234,11 +236,10 @@ def train_round(
 
 
 def _check_round(
-    spec: ModelSpec, phase: PhaseSpec, parameters: Ints, values: Rows, labels: Labels | None, ctx: RoundContext
+    spec: ModelSpec, phase: PhaseSpec, parameters: Ints, values: AnyRows, labels: Labels | None, ctx: RoundContext
 ) -> None:
     if parameters.dtype != np.int32 or parameters.shape != (parameter_count(spec),):
         raise LocalProtocolError(f"parameters are {parameters.dtype} {parameters.shape}, not int32 of this model")
-    _check_rows(spec, values)
     batches = -(-values.shape[0] // phase.batch)
     if len(ctx.learning_rates) != batches:
         raise LocalProtocolError(f"{len(ctx.learning_rates)} learning rates for {batches} minibatches")
@@ -253,7 +254,7 @@ def _check_round(
             raise DataError(f"labels lie in {labels.min()}..{labels.max()}; expected -1..{spec.classes - 1}")
 
 
-def _check_targets(spec: ModelSpec, values: Rows, labels: Labels) -> None:
+def _check_targets(spec: ModelSpec, values: AnyRows, labels: Labels) -> None:
     if labels.dtype != np.float32 or labels.shape != (values.shape[0], spec.targets):
         wanted = f"float32 [{values.shape[0]}, {spec.targets}]"
         raise DataError(f"targets are {labels.dtype} {list(labels.shape)}; this model takes {wanted}")
@@ -261,11 +262,16 @@ def _check_targets(spec: ModelSpec, values: Rows, labels: Labels) -> None:
         raise DataError("targets hold infinite numbers; a row without targets has NaN")
 
 
-def _check_rows(spec: ModelSpec, values: Rows) -> None:
+def _checked_rows(spec: ModelSpec, values: AnyRows) -> AnyRows:
+    """Rows in a form that kernels read; DataError unless they are rows of this model."""
+    values = as_rows(values)
     kind = np.uint8 if spec.integer_rows else np.float32
-    if values.ndim != 2 or values.shape[1] != spec.visible or values.dtype != kind:
+    if len(values.shape) != 2 or values.shape[1] != spec.visible or values.dtype != kind:
         expected = f"{np.dtype(kind)} [n, {spec.visible}]"
         raise DataError(f"rows are {values.dtype} {list(values.shape)}; this model takes {expected}")
+    if isinstance(values, PackedRows) and spec.visible_units != "binary":
+        raise DataError(f"rows are packed bits; this model's visible units are {spec.visible_units}")
+    return values
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -291,7 +297,7 @@ class _LayerTrainer:
         parameters: Ints,
         state: State,
         ctx: RoundContext,
-        x: Rows,
+        x: AnyRows,
     ) -> _LayerTrainer:
         visible, hidden = _sizes(spec, layer)
         name = f"layer{layer}."
@@ -318,7 +324,7 @@ class _LayerTrainer:
         factor = float(share_divisor(spec, phase, 3 * layer, ctx.slots))
         return cls(spec, phase, layer, state, space, keys, options, factor, shift)
 
-    def run(self, x: Rows, rates: Floats, step: int, *, measure: bool) -> tuple[float, int]:
+    def run(self, x: AnyRows, rates: Floats, step: int, *, measure: bool) -> tuple[float, int]:
         """Train all minibatches of ``x``; returns (squared error of the last one, its rows)."""
         n, batch = x.shape[0], self.phase.batch
         whole = n // batch
@@ -331,13 +337,13 @@ class _LayerTrainer:
             error = self._train(x, whole * batch, 1, last, local[whole:], step + whole, measure)
         return error, last
 
-    def _train(self, x: Rows, first: int, count: int, rows: int, rates: Floats, step: int, measure: bool) -> float:
+    def _train(self, x: AnyRows, first: int, count: int, rows: int, rates: Floats, step: int, measure: bool) -> float:
         names = ("speed", "hidden_speed", "visible_speed", "lam")
         arrays = [self.state[f"layer{self.layer}.{name}"] for name in names]
         persistent = self.phase.learner == "pcd"
         chains = self.state[f"layer{self.layer}.chains"] if persistent else None
         return self.space.train(
-            x, first, count, rows, arrays, chains, rates, self.options, self.keys, step, measure,
+            row_view(x), first, count, rows, arrays, chains, rates, self.options, self.keys, step, measure,
             gibbs=self.phase.k, one=_one(self.spec, self.layer), shift=self.shift,
         )  # fmt: skip
 
@@ -348,12 +354,12 @@ class _LayerTrainer:
         workspaces.give(self.space)
 
 
-def _update_mu(state: State, name: str, x: Rows, one: int) -> None:
+def _update_mu(state: State, name: str, x: AnyRows, one: int) -> None:
     """Running mean of an upper layer's visibles: the plain mean of the first rows, then a slow one."""
     mu, seen = state[name + "mu"], state[name + "mu_rows"]
     n = x.shape[0]
     known = min(int(seen[0]), _MU_ROWS)
-    mean = x.sum(axis=0, dtype=np.int64) / float(n * one)
+    mean = dense_rows(x).sum(axis=0, dtype=np.int64) / float(n * one)
     mu[:] = mu + (mean - mu) * (n / (n + known))
     seen[0] += n
 
@@ -363,7 +369,7 @@ def _train_joint(
     phase: PhaseSpec,
     parameters: Ints,
     state: State,
-    values: Rows,
+    values: AnyRows,
     labels: Labels | None,
     ctx: RoundContext,
 ) -> RoundStats:
@@ -372,7 +378,7 @@ def _train_joint(
     last = 1
     keys = np.array([ctx.run_key & ((1 << 64) - 1), ctx.slot], np.uint64)
     for i, rate in enumerate(ctx.learning_rates):
-        x: Rows = values[i * phase.batch : (i + 1) * phase.batch]
+        x: AnyRows = values[i * phase.batch : (i + 1) * phase.batch]
         y = None if labels is None else labels[i * phase.batch : (i + 1) * phase.batch]
         rates = np.full(1, rate, np.float32)
         for layer in range(len(spec.hidden)):
@@ -399,74 +405,73 @@ def _byte_value(spec: ModelSpec) -> np.float32:
     return np.float32(1.0 / (GREY_ONE if spec.visible_units == "grey" else 1))
 
 
-def _hidden(spec: ModelSpec, parameters: Ints, x: Rows, layer: int, *, as_bytes: bool) -> Rows:
+def _hidden(spec: ModelSpec, parameters: Ints, x: AnyRows, layer: int, *, as_bytes: bool) -> AnyRows:
     """Hidden probabilities of one layer: float32 [n, H], or features uint8 0..127."""
     visible, hidden = _sizes(spec, layer)
     tensors = layout(spec)[3 * layer : 3 * layer + 3]
     flat = [parameters[t.offset : t.offset + t.size] for t in tensors]
     space = workspaces.take(_integer_layer(spec, layer), visible, hidden)
     space.load(flat[0], flat[1], flat[2], None, None)
-    out = space.hidden_of(np.ascontiguousarray(x), _one(spec, layer), as_bytes=as_bytes)
+    out = space.hidden_of(row_view(x), x.shape[0], _one(spec, layer), as_bytes=as_bytes)
     workspaces.give(space)
     return out
 
 
-def _features_below(spec: ModelSpec, parameters: Ints, values: Rows, layer: int) -> Rows:
+def _features_below(spec: ModelSpec, parameters: Ints, values: AnyRows, layer: int) -> AnyRows:
     x = values
     for n in range(layer):
         x = _hidden(spec, parameters, x, n, as_bytes=True)
     return x
 
 
-def transform(spec: ModelSpec, parameters: Ints, values: Rows, layers: int | None = None) -> Floats:
+def transform(spec: ModelSpec, parameters: Ints, values: AnyRows, layers: int | None = None) -> Floats:
     """Hidden probabilities of the top layer, or of the first ``layers`` layers (float32 [n, H]); ReLU activations."""
-    _check_rows(spec, values)
+    values = _checked_rows(spec, values)
     top = len(spec.hidden) if layers is None else layers
     if not 1 <= top <= len(spec.hidden):
         raise ConfigError(f"transform to layer {top}; the model has {len(spec.hidden)}")
     if spec.hidden_units == "relu":
-        return supervised.outputs(spec, parameters, np.ascontiguousarray(values), _byte_value(spec), top)
+        return supervised.outputs(spec, parameters, values, _byte_value(spec), top)
     x = _features_below(spec, parameters, values, top - 1)
     return np.asarray(_hidden(spec, parameters, x, top - 1, as_bytes=False), np.float32)
 
 
-def features(spec: ModelSpec, parameters: Ints, values: Rows, layers: int | None = None) -> Bytes:
+def features(spec: ModelSpec, parameters: Ints, values: AnyRows, layers: int | None = None) -> Bytes:
     """As `transform`, as bytes 0..127: what the layer above is trained on (uint8 [n, H])."""
-    _check_rows(spec, values)
+    values = _checked_rows(spec, values)
     require_energy(spec)
     top = len(spec.hidden) if layers is None else layers
-    return np.asarray(_features_below(spec, parameters, values, top), np.uint8)
+    return np.asarray(dense_rows(_features_below(spec, parameters, values, top)), np.uint8)
 
 
-def predict_proba(spec: ModelSpec, parameters: Ints, values: Rows) -> Floats:
+def predict_proba(spec: ModelSpec, parameters: Ints, values: AnyRows) -> Floats:
     """Class probabilities of the whole stack (float32 [n, classes])."""
     if not spec.classes:
         raise ConfigError("this model has no classes")
     return predict_outputs(spec, parameters, values)
 
 
-def predict_outputs(spec: ModelSpec, parameters: Ints, values: Rows) -> Floats:
+def predict_outputs(spec: ModelSpec, parameters: Ints, values: AnyRows) -> Floats:
     """What the head says: class probabilities or targets (float32 [n, outputs])."""
-    _check_rows(spec, values)
+    values = _checked_rows(spec, values)
     if not spec.outputs:
         raise ConfigError("this model has no head: neither classes nor targets")
-    values = np.ascontiguousarray(values)
     return supervised.outputs(spec, parameters, values, _byte_value(spec), len(spec.hidden) + 1)
 
 
-def free_energy(spec: ModelSpec, parameters: Ints, values: Rows, layer: int = 0) -> Floats:
+def free_energy(spec: ModelSpec, parameters: Ints, values: AnyRows, layer: int = 0) -> Floats:
     """Free energy of rows under one layer's RBM, without log Z (float32 [n]); low means likely.
 
     For ``layer`` > 0 the rows are first carried up to that layer's visibles.
     """
     space, x, scale = _real_space(spec, parameters, values, layer)
-    out = space.free_energies(x, scale, _layer_mask(spec, layer))
+    out = space.free_energies(row_view(x), x.shape[0], scale, _layer_mask(spec, layer))
     return out.astype(np.float32)
 
 
-def reconstruct(spec: ModelSpec, parameters: Ints, values: Rows) -> Floats:
+def reconstruct(spec: ModelSpec, parameters: Ints, values: AnyRows) -> Floats:
     """Mean visibles after one mean-field trip up to the top and down again (float32 [n, V], real units)."""
-    _check_rows(spec, values)
+    values = _checked_rows(spec, values)
     require_energy(spec)
     p = transform(spec, parameters, values)
     for layer in range(len(spec.hidden) - 1, -1, -1):
@@ -480,10 +485,10 @@ def _layer_mask(spec: ModelSpec, layer: int) -> NDArray[np.int32]:
 
 
 def _real_space(
-    spec: ModelSpec, parameters: Ints, values: Rows, layer: int
-) -> tuple[workspaces.RealSpace, Rows, np.float32]:
+    spec: ModelSpec, parameters: Ints, values: AnyRows, layer: int
+) -> tuple[workspaces.RealSpace, AnyRows, np.float32]:
     """A layer's float32 weights, the rows that reach it, and the value of their byte 1."""
-    _check_rows(spec, values)
+    values = _checked_rows(spec, values)
     require_energy(spec)
     if not 0 <= layer < len(spec.hidden):
         raise ConfigError(f"layer {layer}; the model has layers 0..{len(spec.hidden) - 1}")
@@ -493,7 +498,7 @@ def _real_space(
     space.load(*(parameters[t.offset : t.offset + t.size] for t in tensors), None, None)
     x = _features_below(spec, parameters, values, layer) if values.shape[0] else values
     scale = np.float32(1.0 / _one(spec, layer)) if _integer_layer(spec, layer) else np.float32(1.0)
-    return space, np.ascontiguousarray(x), scale
+    return space, x, scale
 
 
 def warm(spec: ModelSpec, phases: tuple[PhaseSpec, ...] | list[PhaseSpec]) -> None:

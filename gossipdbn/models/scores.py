@@ -6,13 +6,14 @@ rows form a dense cluster of their own; the reconstruction score then still tell
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gossipdbn.models import learners
 from gossipdbn.models.likelihood import unit_values
+from gossipdbn.models.rows import AnyRows, as_rows, blocks
 from gossipdbn.models.spec import ModelSpec, layout, parameter_count, require_energy
 
 
@@ -31,13 +32,17 @@ def bottom(spec: ModelSpec, parameters: NDArray[np.int32]) -> tuple[ModelSpec, N
     return one, parameters[: parameter_count(one)]
 
 
-def reconstruction_error(spec: ModelSpec, parameters: NDArray[np.int32], values: NDArray[Any]) -> NDArray[np.float32]:
+def reconstruction_error(spec: ModelSpec, parameters: NDArray[np.int32], values: AnyRows) -> NDArray[np.float32]:
     """Mean squared difference per visible between rows and their reconstruction by the first layer: float32 [n]."""
-    again = learners.reconstruct(*bottom(spec, parameters), values)
-    return np.asarray(np.square(unit_values(spec, values) - again).mean(1), np.float32)
+    one, weights = bottom(spec, parameters)
+    parts = [np.zeros(0, np.float32)]
+    for block in blocks(as_rows(values)):
+        again = learners.reconstruct(one, weights, block)
+        parts.append(np.square(unit_values(spec, block) - again).mean(1).astype(np.float32))
+    return np.concatenate(parts)
 
 
-def anomaly_scores(spec: ModelSpec, parameters: NDArray[np.int32], values: NDArray[Any]) -> AnomalyScores:
-    """Both scores of rows [n, V] by the first layer; the higher, the stranger."""
+def anomaly_scores(spec: ModelSpec, parameters: NDArray[np.int32], values: AnyRows) -> AnomalyScores:
+    """Both scores of rows [n, V] of any form by the first layer; the higher, the stranger."""
     energy = learners.free_energy(spec, parameters, values)
     return AnomalyScores(np.asarray(energy, np.float32), reconstruction_error(spec, parameters, values))

@@ -11,13 +11,14 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from gossipdbn.kernels import backprop, counter_rng, dense, inference, workspaces
+from gossipdbn.kernels import backprop, counter_rng, dense, workspaces
 from gossipdbn.kernels import optimise as opt
+from gossipdbn.kernels.rows import floats_of
+from gossipdbn.models.rows import AnyRows, row_view
 from gossipdbn.models.spec import ModelSpec, PhaseSpec, Tensor, layout
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
-Rows = NDArray[np.uint8] | NDArray[np.float32]
 Labels = NDArray[np.int32] | NDArray[np.float32]
 State = dict[str, NDArray[np.generic]]
 
@@ -78,7 +79,7 @@ def train(
     phase: PhaseSpec,
     parameters: Ints,
     state: State,
-    values: Rows,
+    values: AnyRows,
     labels: Labels,
     keys: NDArray[np.uint64],
     step: int,
@@ -104,11 +105,12 @@ def train(
     keep = np.float32(1.0 if head_only else 1.0 - phase.dropout)
     share = HEAD_RATE if head_only else 1.0
     loss, correct, labelled = 0.0, 0, 0
+    view, visible = row_view(values), values.shape[1]
     for i, rate in enumerate(rates):
         first = i * phase.batch
         rows = min(phase.batch, values.shape[0] - first)
         options[opt.RATE] = float(rate) * share
-        inference.fill_floats(values, first, rows, scale, space.x)
+        floats_of(view, first, rows, visible, scale, space.x)
         got = backprop.train_minibatch(
             space.table, space.x.ctypes.data, space.x.shape[1] * 4, known, targets, first, rows, 0, keep, options,
             keys, step + i, space.scratch.ctypes.data,
@@ -120,7 +122,7 @@ def train(
     return loss / max(labelled, 1), correct
 
 
-def outputs(spec: ModelSpec, parameters: Ints, values: Rows, scale: np.float32, layers: int) -> Floats:
+def outputs(spec: ModelSpec, parameters: Ints, values: AnyRows, scale: np.float32, layers: int) -> Floats:
     """Activations of layer ``layers`` - 1 (float32 [n, its units]); the layer behind the hidden ones is the head."""
     chain = tuple(range(layers))
     space = _space(spec, chain, BLOCK_ROWS)
@@ -128,9 +130,10 @@ def outputs(spec: ModelSpec, parameters: Ints, values: Rows, scale: np.float32, 
     width = layer_sizes(spec, layers - 1)[1]
     out = np.empty((values.shape[0], width), np.float32)
     keys = np.zeros(2, np.uint64)
+    view, visible = row_view(values), values.shape[1]
     for first in range(0, values.shape[0], BLOCK_ROWS):
         rows = min(BLOCK_ROWS, values.shape[0] - first)
-        inference.fill_floats(values, first, rows, scale, space.x)
+        floats_of(view, first, rows, visible, scale, space.x)
         backprop.predict_rows(space.table, space.x.ctypes.data, space.x.shape[1] * 4, rows, keys)
         out[first : first + rows] = space.activations[-1][:rows, :width]
     workspaces.give_stack(space)

@@ -35,6 +35,7 @@ from gossipdbn.errors import DataError, GossipDbnError, LocalProtocolError, LogE
 from gossipdbn.kernels import codec
 from gossipdbn.kernels.tiers import TIER
 from gossipdbn.kernels.version import NUMERICS
+from gossipdbn.models.rows import AnyRows
 from gossipdbn.models.spec import layout
 from gossipdbn.replay.history import History, LoggedRun
 from gossipdbn.wire.messages import decode_payload, payload_name
@@ -226,7 +227,7 @@ class _Rows:
         if first:
             raise DataError(f"shards partition {slot} starts at offset {first}: rows that were trained are gone")
 
-    def __call__(self, rows: RowRange) -> tuple[NDArray[Any], NDArray[np.int32] | None, int]:
+    def __call__(self, rows: RowRange) -> tuple[AnyRows, NDArray[np.int32] | None, int]:
         store, need = self._store, rows.first + rows.count
         while (store.rows < need or (rows.epoch > 0 and not store.ended)) and not store.held:
             if store.next_offset >= self._end:
@@ -246,7 +247,7 @@ def recompute_piece(
     """Recompute a piece and compare every update with the logged one; stops at the first that differs."""
     began, trained, updates, rows = time.perf_counter(), 0.0, 0, 0
 
-    def timed(manifest: Manifest, job: rounds.RoundJob, values: NDArray[Any], labels: NDArray[np.int32] | None,
+    def timed(manifest: Manifest, job: rounds.RoundJob, values: AnyRows, labels: NDArray[np.int32] | None,
               total: int) -> Any:  # fmt: skip
         nonlocal trained
         at = time.perf_counter()

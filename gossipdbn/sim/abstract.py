@@ -13,6 +13,7 @@ from gossipdbn.core.values import Manifest, RowRange
 from gossipdbn.errors import DataError, RemoteProtocolError
 from gossipdbn.kernels.counter_rng import permutation
 from gossipdbn.models.learners import RoundStats
+from gossipdbn.models.rows import AnyRows, dense
 from gossipdbn.models.spec import ModelSpec, PhaseSpec, layout, phase_tensors
 from gossipdbn.wire.shards import BITS, ShardLimits, ShardSequence, open_shard, unpack
 
@@ -26,7 +27,7 @@ def _changed(spec: ModelSpec, phase: PhaseSpec) -> NDArray[np.int64]:
 
 
 def train(
-    manifest: Manifest, job: RoundJob, values: np.ndarray, _labels: NDArray[np.int32] | None, total_rows: int
+    manifest: Manifest, job: RoundJob, values: AnyRows, _labels: NDArray[np.int32] | None, total_rows: int
 ) -> RoundStats:
     """An abstract round: every changed parameter moves by a non-zero hash of all inputs of the round.
 
@@ -37,7 +38,7 @@ def train(
     for name in sorted(job.optimiser):
         h.update(name.encode())
         h.update(np.ascontiguousarray(job.optimiser[name]).data)
-    h.update(np.ascontiguousarray(values).data)
+    h.update(np.ascontiguousarray(dense(values)).data)
     h.update(repr((tuple(job.rows), job.slot, job.phase, job.step, total_rows if job.rows.epoch else 0)).encode())
     seed = h.digest()
     at = _changed(manifest.spec, manifest.phases[job.phase])

@@ -19,6 +19,7 @@ from gossipdbn.core.rounds import ShardPosition
 from gossipdbn.core.topics import RunTopics
 from gossipdbn.core.values import Manifest, Payload, PayloadRef, RowRange, SnapshotAnnounced
 from gossipdbn.errors import DataError, LogError, SnapshotError, StoreError
+from gossipdbn.models.rows import AnyRows
 from gossipdbn.ports import Log, Record, SnapshotStore
 from gossipdbn.wire import envelope
 from gossipdbn.wire.messages import decode_payload, payload_name
@@ -154,7 +155,7 @@ class Recovery:
             if self.rows.held:
                 raise LogError(f"shards partition {self.slot}: {self.rows.held}")
 
-    def _get(self, rows: RowRange) -> tuple[np.ndarray, NDArray[np.int32] | None, int]:
+    def _get(self, rows: RowRange) -> tuple[AnyRows, NDArray[np.int32] | None, int]:
         """Rows of a round, reading the shards partition as far as they need (to its end mark after epoch 0)."""
         need = rows.first + rows.count
         while (self.rows.rows < need or (rows.epoch > 0 and not self.rows.ended)) and not self.rows.held:

@@ -18,6 +18,7 @@ from gossipdbn.core.rounds import ShardPosition
 from gossipdbn.core.values import Manifest, RowRange
 from gossipdbn.errors import DataError, LocalProtocolError, RemoteProtocolError
 from gossipdbn.kernels.counter_rng import permutation
+from gossipdbn.models.rows import AnyRows, PackedRows
 from gossipdbn.wire import envelope
 from gossipdbn.wire.shards import (
     BITS,
@@ -143,8 +144,8 @@ class RowStore:
         packed[: len(self._packed)] = self._packed
         self._packed = packed
 
-    def get(self, rows: RowRange) -> tuple[NDArray[Any], NDArray[np.int32] | None, int]:
-        """(values [n, V] uint8 or float32, labels int32 [n] or None, rows of the slot or 0 while unknown)."""
+    def get(self, rows: RowRange) -> tuple[AnyRows, NDArray[np.int32] | None, int]:
+        """(values [n, V], labels int32 [n] or None, rows of the slot or 0 while unknown); binary values stay packed."""
         epoch, first, count = rows
         total = self.rows if self.ended else 0
         if first < self._base or first + count > self.rows:
@@ -161,9 +162,9 @@ class RowStore:
         labels = self._labels[at] if self._limits.classes else None
         return self._unpack(self._packed[at]), labels, total
 
-    def _unpack(self, packed: NDArray[np.uint8]) -> NDArray[Any]:
+    def _unpack(self, packed: NDArray[np.uint8]) -> AnyRows:
         if self._limits.dtype == BITS:
-            return np.unpackbits(packed, axis=1, count=self._limits.width)
+            return PackedRows(packed, self._limits.width)
         if self._limits.dtype == FLOATS:
             return np.ascontiguousarray(packed).view("<f4")
         return np.ascontiguousarray(packed)

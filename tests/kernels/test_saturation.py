@@ -8,6 +8,7 @@ import pytest
 from gossipdbn.errors import ConfigError, DataError, LocalProtocolError
 from gossipdbn.kernels import cd_layout, contrastive, workspaces
 from gossipdbn.kernels.cd_layout import WEIGHT_LIMIT
+from gossipdbn.kernels.rows import dense_view
 from gossipdbn.models import learners
 from gossipdbn.models.spec import ModelSpec, PhaseSpec, layout, parameter_count, phase_tensors
 
@@ -121,7 +122,7 @@ def test_no_kernel_touches_memory_outside_its_arrays(v, h, rows, persistent):
     x = (np.random.default_rng(1).random((3 * rows, v)) < 0.5).astype(np.uint8)
     rates = np.full(3, 0.1 * 2.0**24, f4)
     contrastive.train(
-        x, 0, 3, rows, guarded[cd_layout.X], table, v, h, 1, 2, persistent, rates,
+        dense_view(x), 0, 3, rows, guarded[cd_layout.X], table, v, h, 1, 0, 2, persistent, rates,
         np.array([0.5, 1e-3, 1e-3, 0.1, 0.1, 1.0], f4), np.array([1, 0, 0], np.uint64), 0, True,
     )  # fmt: skip
     for block, start, size in raw:

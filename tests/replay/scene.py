@@ -17,6 +17,7 @@ from gossipdbn.core import rounds
 from gossipdbn.core.topics import run_names, run_topics
 from gossipdbn.core.values import RESET, Claim, Manifest, ManifestRecord, Undecided, manifest_json
 from gossipdbn.kernels.version import NUMERICS
+from gossipdbn.models.rows import dense
 from gossipdbn.models.spec import ModelSpec, PhaseSpec
 from gossipdbn.ports import SnapshotStore, TopicSpec
 from gossipdbn.replay.history import LoggedRun, open_run
@@ -42,7 +43,7 @@ class Stats:
 
 def walk(manifest: Manifest, job: rounds.RoundJob, values: Any, labels: Any, total: int) -> Any:
     """A quick stand-in: moves every parameter, depending on everything a round may depend on."""
-    seed = [job.step, int(values.sum()), job.slot, int(job.parameters.sum()) & 0xFFFF, len(values)]
+    seed = [job.step, int(dense(values).sum()), job.slot, int(job.parameters.sum()) & 0xFFFF, len(values)]
     move = np.random.default_rng(seed).integers(-(2**20), 2**20, job.parameters.shape)
     job.parameters += move.astype(np.int32)
     for name in sorted(job.optimiser):
