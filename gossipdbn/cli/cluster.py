@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from gossipdbn.cli.options import HomeOption, JsonOption, home_of, notice, terminal, write_json
-from gossipdbn.embedded import broker, hdfs
 
 
 def register(app: typer.Typer) -> None:
@@ -42,6 +41,8 @@ def up(
 
         gossipdbn up --hdfs
     """
+    from gossipdbn.embedded import broker, hdfs
+
     where = home_of(home)
     folder = where.broker
     state = broker.running(folder)
@@ -71,6 +72,8 @@ def down(home: HomeOption = None) -> None:
 
         gossipdbn down
     """
+    from gossipdbn.embedded import broker, hdfs
+
     where = home_of(home)
     stopped = [name for name, part in (("broker", broker.stop(where.broker)), ("HDFS", hdfs.stop(where.hdfs))) if part]
     terminal().print(f"{' and '.join(stopped)} stopped" if stopped else f"no embedded broker runs in {where.broker}")

@@ -15,7 +15,6 @@ import typer
 from gossipdbn.cli.options import HomeOption, JsonOption, notice, terminal, write_json
 from gossipdbn.cli.replay import history_of, where_of
 from gossipdbn.cli.runs import BootstrapOption, KafkaOption, KeyFileOption, KeyIdOption, PrefixOption
-from gossipdbn.config import load
 
 if TYPE_CHECKING:
     from gossipdbn.launch.records import Connected, Where
@@ -132,6 +131,7 @@ def fork(
 
         gossipdbn fork mnist-20250101-120000 --at +30s --slots 8
     """
+    from gossipdbn.config import load
     from gossipdbn.launch.records import fork as make_child
     from gossipdbn.launch.records import recorded
     from gossipdbn.replay.moments import Timeline, parse_moment

@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from gossipdbn.config import Home, default_home
 from gossipdbn.errors import (
     ConfigError,
     DataError,
@@ -27,6 +26,9 @@ from gossipdbn.errors import (
     SnapshotError,
     StoreError,
 )
+
+if TYPE_CHECKING:
+    from gossipdbn.config import Home
 
 EXIT_STATUS: tuple[tuple[type[GossipDbnError], int], ...] = (
     (ConfigError, 2),
@@ -76,6 +78,8 @@ def exit_status(error: GossipDbnError) -> int:
 
 def home_of(option: Path | None) -> Home:
     """The home of runs: the option, else the environment's."""
+    from gossipdbn.config import Home, default_home
+
     return Home(option.expanduser().absolute()) if option else default_home(os.environ)
 
 

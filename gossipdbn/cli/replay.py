@@ -16,7 +16,6 @@ import typer
 
 from gossipdbn.cli.options import HomeOption, JsonOption, home_of, notice, terminal, write_json
 from gossipdbn.cli.runs import BootstrapOption, KafkaOption, KeyFileOption, PrefixOption
-from gossipdbn.config.keys import read_keys
 from gossipdbn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,6 +48,7 @@ def where_of(
     home: Path | None, bootstrap: str, prefix: str, key_file: Path | None, key_id: int, kafka: list[str] | None
 ) -> Where:
     """What the options say of the cluster; raises ConfigError when they do not fit."""
+    from gossipdbn.config import read_keys
     from gossipdbn.launch.records import Where
 
     settings = {}

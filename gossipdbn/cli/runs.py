@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
@@ -19,12 +19,10 @@ from rich.console import Console
 
 from gossipdbn.cli.doctor import trust_this_machine
 from gossipdbn.cli.options import HomeOption, JsonOption, home_of, notice, terminal, write_json
-from gossipdbn.config import Home, load
-from gossipdbn.config.keys import read_keys
-from gossipdbn.embedded import broker as embedded
-from gossipdbn.embedded import hdfs as embedded_hdfs
-from gossipdbn.embedded.process import follow_parent
 from gossipdbn.errors import ConfigError, GossipDbnError
+
+if TYPE_CHECKING:
+    from gossipdbn.config import Home
 
 BootstrapOption = Annotated[
     str,
@@ -61,6 +59,8 @@ def register(app: typer.Typer) -> None:
 def _die_with(parent: int) -> None:
     """Be ended by the kernel when the launcher dies, however it dies."""
     if parent:
+        from gossipdbn.embedded.process import follow_parent
+
         follow_parent(parent)()
 
 
@@ -79,6 +79,8 @@ def _pairs(option: str, settings: list[str] | None) -> dict[str, str]:
 
 
 def _keys(key_file: Path | None, key_id: int = 0) -> dict[int, bytes]:
+    from gossipdbn.config import read_keys
+
     return read_keys(key_file, key_id) if key_file else {}
 
 
@@ -135,6 +137,7 @@ def train(
 
         gossipdbn train --resume mnist-20250101-120000
     """
+    from gossipdbn.config import load
     from gossipdbn.launch.placing import PlacementOptions
     from gossipdbn.launch.train import TrainOptions, load_remembered
     from gossipdbn.launch.train import train as run_training
@@ -255,6 +258,8 @@ def worker(
 
 def _running(home: Home, run: str = "") -> str:
     """The cluster that a run was started on from here; else the embedded broker, if it runs."""
+    from gossipdbn.embedded import broker as embedded
+
     state = embedded.running(home.broker)
     if elsewhere := _elsewhere(home, run):
         return elsewhere
@@ -300,6 +305,7 @@ def feed(
     """
     _die_with(with_parent)
     _log_lines()
+    from gossipdbn.config import load
     from gossipdbn.launch.feeding import feed_run
     from gossipdbn.launch.train import load_remembered
     from gossipdbn.worker.process import stop_on_signals
@@ -383,6 +389,9 @@ def status(
 
         gossipdbn status
     """
+    from gossipdbn.embedded import broker as embedded
+    from gossipdbn.embedded import hdfs as embedded_hdfs
+
     where = home_of(home)
     state = embedded.running(where.broker)
     out = terminal(json)

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.text import Text
 
 from gossipdbn.cli.options import JsonOption, notice, terminal, write_json
-from gossipdbn.config import explain_all, load
 from gossipdbn.errors import ConfigError
 
 
@@ -34,6 +33,8 @@ def config(
 
         gossipdbn config --explain
     """
+    from gossipdbn.config import explain_all, load
+
     show = terminal(json)
     if explain:
         _explain(show)
@@ -59,6 +60,8 @@ def config(
 
 
 def _explain(show: Console) -> None:
+    from gossipdbn.config import explain_all
+
     table = ""
     for row in explain_all():
         if row.path.partition(".")[0] != table:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import llvmlite.binding as llvm
-import numba
-from numba.core import config
-from numba.misc.appdirs import AppDirs
 
+from gossipdbn.kernels.quick import numba
 from gossipdbn.kernels.version import NUMERICS
+
+config = numba.core.config
 
 Tier = Literal["amx", "vnni", "avx512", "avx2", "generic"]
 
@@ -57,6 +57,8 @@ _ORDER: tuple[Tier, ...] = ("amx", "vnni", "avx512", "avx2", "generic")
 
 def cache_root() -> Path:
     """``NUMBA_CACHE_DIR``, or gossipdbn's folder in the user's cache."""
+    from numba.misc.appdirs import AppDirs
+
     return Path(config.CACHE_DIR) if config.CACHE_DIR else Path(AppDirs("gossipdbn", appauthor=False).user_cache_dir)
 
 
