@@ -138,9 +138,13 @@ def fold(residual: NDArray[np.int32], now: NDArray[np.int32], start: NDArray[np.
     residual[:] = np.clip(residual + q, -(2**30), 2**30)
 
 
-def weight(i: int) -> int:
+def odd_hash(i: int) -> int:
     x = ((i + 1) * GOLDEN) & MASK
     return (((x ^ (x >> 32)) * 0xD6E8FEB86659FD93) & MASK) | 1
+
+
+def weight(i: int) -> int:
+    return odd_hash(i % 1024) * odd_hash(2**40 + i // 1024)
 
 
 def digest(acc: NDArray[np.int32], base: int = 0) -> int:
@@ -167,8 +171,8 @@ def encode_ternary(d: NDArray[np.int32], e_max: int) -> bytes:
     shifts, codes = ternary_codes(d, e_max)
     top = max([*shifts, 0])
     counts = [int(np.abs(c).sum()) for c in codes]
-    rice = lambda average: max((cols * 15) // max(average, 1), 1).bit_length() - 1  # noqa: E731
-    planes = [16 * -(-cols // 8) < n * (rice(n * 16) + 3) for n in counts]
+    rice = lambda span, count: max((span * 15) // (count * 16), 1).bit_length() - 1  # noqa: E731
+    planes = [n > 0 and 16 * -(-cols // 8) < n * (rice(cols, n) + 3) for n in counts]
     nibbles, escapes = [], b""
     for r in range(rows):
         v = 0
@@ -187,26 +191,27 @@ def encode_ternary(d: NDArray[np.int32], e_max: int) -> bytes:
         varint += bytes([n & 127 | 128])
         n >>= 7
     varint += bytes([n])
-    bits, last, k, average = "", -1, rice(max(cols * 16 // 20, 1)), max(cols * 16 // 20, 1)
-    for place, r in enumerate(gapped):
-        mine = rice(average)
-        for c in np.flatnonzero(codes[r]):
-            at = place * cols + int(c)
-            gap, last = at - last - 1, at
-            if gap >> k < 20:
-                bits += "1" * (gap >> k) + "0" + f"{gap & ((1 << k) - 1):0{k + 1}b}"[1:][::-1]
-            else:
-                bits += "1" * 20 + f"{gap:032b}"[::-1]
-            bits += "1" if codes[r, c] < 0 else "0"
-            k = mine
-        average = max(average + ((counts[r] * 16 - average) >> 2), 1)
-    stream = bytes(int(bits[i : i + 8][::-1], 2) for i in range(0, len(bits), 8))
+    at = [(place * cols + int(c), codes[r, c]) for place, r in enumerate(gapped) for c in np.flatnonzero(codes[r])]
+    parameters, slices, unary, last = b"", b"", "", -1
+    for group in (at[i : i + 128] for i in range(0, len(at), 128)):
+        k = rice(group[-1][0] - last, len(group))
+        parameters += bytes([k])
+        gaps = []
+        for place, _ in group:
+            gaps.append(place - last - 1)
+            last = place
+        unary += "".join("0" * (gap >> k) + "1" for gap in gaps)
+        for i in range(0, len(group), 16):
+            part = [[gap >> b & 1 for gap in gaps[i : i + 16]] for b in reversed(range(k))]
+            part.append([int(code < 0) for _, code in group[i : i + 16]])
+            slices += b"".join(np.packbits(bits, bitorder="little").tobytes() for bits in part)
+    stream = slices + np.packbits(np.array([int(bit) for bit in unary], np.uint8), bitorder="little").tobytes()
     tail = b""
     for r in range(rows):
         if planes[r]:
             for sign in (1, -1):
                 tail += np.packbits(codes[r] == sign, bitorder="little").tobytes()
-    return bytes([top]) + head + escapes + varint + stream + tail
+    return bytes([top]) + head + escapes + varint + parameters + stream + tail
 
 
 def encode_int8(d: NDArray[np.int32], e_max: int) -> tuple[bytes, NDArray[np.int64]]:

@@ -21,7 +21,6 @@ LONG_FUNCTIONS: dict[str, str] = {
     "gossipdbn/kernels/tiles.py::tile": "builds one unrolled register tile; its parts share every local",
 }
 LONG_FILES: dict[str, str] = {
-    "gossipdbn/kernels/codec_kernels.py": "the walks of three encodings share their inner loops",
     "gossipdbn/models/learners.py": "every learner over one layout of parameters and state",
     "gossipdbn/kernels/vectors.py": "one table of vector operations, a few lines each",
 }

@@ -18,6 +18,7 @@ revocation           on the operator's partition, numbered without gaps, ranges 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -46,9 +47,21 @@ from gossipdbn.core.values import (
     Void,
 )
 from gossipdbn.kernels import codec
+from gossipdbn.kernels.codec import Deltas
 from gossipdbn.models.spec import ModelSpec, layout, phase_tensors
 
-__all__ = ["Chain", "FetchedPayload", "fold", "genesis", "judge", "payload_bytes_max", "payload_digest", "tip_after"]
+__all__ = [
+    "Chain",
+    "FetchedPayload",
+    "digest_of",
+    "fold",
+    "genesis",
+    "judge",
+    "payload_bytes_max",
+    "payload_digest",
+    "read_payload",
+    "tip_after",
+]
 
 FetchedPayload = Payload | None
 EXACT = 0
@@ -97,14 +110,23 @@ def tip_after(tip: bytes, raw: bytes) -> bytes:
     return hashlib.sha256(tip + raw).digest()[:8]
 
 
-def payload_digest(manifest: Manifest, payload: Payload) -> int:
-    """Digest of the deltas; raises ValueError when any part is malformed or out of the manifest's bounds."""
+def read_payload(manifest: Manifest, payload: Payload) -> tuple[Deltas, ...]:
+    """The deltas; raises ValueError when any part is malformed or out of the manifest's bounds."""
     tensors = layout(manifest.spec)
-    total = 0
-    for part in payload:
-        t = tensors[part.tensor]
-        total += codec.delta_digest(part.codec, part.data, *t.blocks, t.offset, manifest.e_max)
-    return total & _MASK
+    return tuple(
+        codec.read(part.codec, part.data, *tensors[part.tensor].blocks, manifest.e_max, tensors[part.tensor].offset)
+        for part in payload
+    )
+
+
+def digest_of(deltas: Iterable[Deltas]) -> int:
+    """Digest of a whole payload."""
+    return sum(d.digest for d in deltas) & _MASK
+
+
+def payload_digest(manifest: Manifest, payload: Payload) -> int:
+    """Digest of the deltas; raises ValueError as `read_payload` does."""
+    return digest_of(read_payload(manifest, payload))
 
 
 @lru_cache(maxsize=64)
@@ -212,10 +234,12 @@ def _judge_payload(
     if ids != sorted(set(ids)) or not set(ids) <= allowed or any(part.codec != codec_id for part in payload):
         return Void("payload has other tensors or codecs than the phase", m)
     try:
-        digest = payload_digest(manifest, payload)
+        deltas = read_payload(manifest, payload)
     except ValueError as e:
         return Void(f"payload: {e}", m)
-    return Accepted(m, version) if digest == m.digest else Void("payload does not have the stated digest", m)
+    if digest_of(deltas) != m.digest:
+        return Void("payload does not have the stated digest", m)
+    return Accepted(m, version, deltas)
 
 
 def _judge_revocation(

@@ -20,11 +20,12 @@ from gossipdbn.core import chain as chains
 from gossipdbn.core.values import Accepted, Claim, Decoded, Manifest, Payload, Undecided, Update, Verdict, Version
 from gossipdbn.errors import LocalProtocolError
 from gossipdbn.kernels import codec
-from gossipdbn.models.spec import layout
+from gossipdbn.kernels.codec import Deltas
 
 __all__ = ["DigestMismatch", "Replica", "add_payload"]
 
 WAITING_MAX = 4096
+UNMERGED_MAX = 64  # tensors' deltas that wait to be added in one pass
 _MASK = (1 << 64) - 1
 
 
@@ -51,11 +52,8 @@ class _Stated:
 
 
 def add_payload(manifest: Manifest, acc: NDArray[np.int32], payload: Payload) -> None:
-    """Add the deltas of a checked payload to flat parameters int32 [P], wrapping."""
-    tensors = layout(manifest.spec)
-    for part in payload:
-        t = tensors[part.tensor]
-        codec.apply(part.codec, part.data, acc[t.offset : t.offset + t.size], *t.blocks)
+    """Add the deltas of a payload to flat parameters int32 [P], wrapping."""
+    codec.merge(acc, chains.read_payload(manifest, payload))
 
 
 class Replica:
@@ -75,15 +73,24 @@ class Replica:
         at: Sequence[chains.Chain] | None = None,
     ) -> None:
         self.manifest = manifest
-        self.acc: NDArray[np.int32] = parameters.astype(np.int32, copy=True)
+        self._acc: NDArray[np.int32] = parameters.astype(np.int32, copy=True)
+        self._unmerged: list[Deltas] = []
         self.chains: list[chains.Chain] = list(at or [chains.genesis(manifest.slots)] * (manifest.slots + 1))
         self.mismatches: list[DigestMismatch] = []
         self._decode = decode
         # Digest sums per partition: _sums[p][i] is the digest of its first _base[p] + i updates less the base's own.
         self._base: Version = self.version
-        self._base_digest = codec.digest(self.acc)
+        self._base_digest = codec.digest(self._acc)
         self._sums: list[list[int]] = [[0] for _ in self.chains]
         self._waiting: dict[int, deque[_Stated]] = {}
+
+    @property
+    def acc(self) -> NDArray[np.int32]:
+        """The parameters at ``version``, int32 [P]. Updates wait until somebody looks; then one pass adds them all."""
+        if self._unmerged:
+            codec.merge(self._acc, self._unmerged)
+            self._unmerged.clear()
+        return self._acc
 
     @property
     def version(self) -> Version:
@@ -106,9 +113,7 @@ class Replica:
         self.chains[partition] = chains.fold(self.manifest, chain, raw, verdict)
         if isinstance(verdict, Accepted) and not isinstance(verdict.message, Claim):
             m = verdict.message
-            payload = m.payload if m.payload is not None else fetched
-            assert payload is not None
-            add_payload(self.manifest, self.acc, payload)
+            self._add(verdict.deltas)
             self._sums[partition].append((self._sums[partition][-1] + m.digest) & _MASK)
             self._check_start_digests(list(self._waiting.pop(partition, ())))
             if isinstance(m, Update) and verdict.start_version is not None:
@@ -119,6 +124,12 @@ class Replica:
     def judge(self, partition: int, raw: bytes, fetched: Payload | None = None) -> Verdict:
         """The verdict on the next record of a partition, without merging it."""
         return chains.judge(self.manifest, self.chains[partition], partition, self._decode(raw), fetched)
+
+    def _add(self, deltas: Sequence[Deltas]) -> None:
+        self._unmerged += deltas
+        if len(self._unmerged) >= UNMERGED_MAX:
+            codec.merge(self._acc, self._unmerged)
+            self._unmerged.clear()
 
     def digest(self) -> int:
         """Digest of the parameters, computed from memory."""

@@ -255,11 +255,11 @@ def finish(manifest: Manifest, state: SlotState, job: RoundJob, metrics: Metrics
     parts: list[TensorDelta] = []
     first = 0
     for i, at in zip(phase_tensors(spec, phase), _phase_slices(manifest, job.phase), strict=True):
-        residual, now = state.residual[at], job.parameters[at]
+        residual, now = state.residual[at].reshape(layout(spec)[i].blocks), job.parameters[at]
         start = job.start[first : first + now.size]
         first += now.size
-        codec.fold(residual, now, start, share_divisor(spec, phase, i, manifest.slots))
-        data = codec.quantise(manifest.codec, residual.reshape(layout(spec)[i].blocks), manifest.e_max)
+        divisor = share_divisor(spec, phase, i, manifest.slots)
+        data = codec.fold_and_quantise(manifest.codec, residual, now, start, divisor, manifest.e_max)
         parts.append(TensorDelta(i, manifest.codec, data))
     return _update(manifest, state, job.start_version, job.start_digest, job.rows, OPEN, tuple(parts), metrics, "")
 

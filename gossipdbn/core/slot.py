@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossipdbn.core import plan, rounds
+from gossipdbn.core.chain import read_payload
 from gossipdbn.core.events import (
     AskEnd,
     Dice,
@@ -39,7 +40,7 @@ from gossipdbn.core.events import (
     Train,
     Wire,
 )
-from gossipdbn.core.replica import Replica, add_payload
+from gossipdbn.core.replica import Replica
 from gossipdbn.core.values import (
     FAILED,
     RESET,
@@ -87,6 +88,7 @@ class Pending:
 
     raw: bytes
     payload: Payload
+    deltas: tuple[codec.Deltas, ...]
     digest: int
 
 
@@ -281,16 +283,14 @@ class Slot:
     def version(self) -> Version:
         """The replica's version with the own entry raised over the own pending updates."""
         assert self.state is not None
-        v = list(self._replica.version)
-        v[self.slot] = self.state.seq
-        return tuple(v)
+        v = self._replica.version
+        return (*v[: self.slot], self.state.seq, *v[self.slot + 1 :])
 
     def parameters(self) -> NDArray[np.int32]:
         """The replica plus the own pending updates, int32 [P]: what the next round starts from."""
         theta = self._spare.take(self._replica.acc.size)
         np.copyto(theta, self._replica.acc)
-        for p in self.pending:
-            add_payload(self._manifest, theta, p.payload)
+        codec.merge(theta, [d for p in self.pending for d in p.deltas])
         return theta
 
     def work(self, snapshot_free: bool) -> list[Effect]:
@@ -405,7 +405,7 @@ class Slot:
             update = rounds.by_reference(update, spill[0])
         raw = self._wire.encode(update)
         rounds.sent(self._manifest, state, update, raw, version)
-        self.pending.append(Pending(raw, payload, update.digest))
+        self.pending.append(Pending(raw, payload, read_payload(self._manifest, payload), update.digest))
         return [Publish(self.slot, raw, spill)]
 
     # ---- snapshots and leaving --------------------------------------------------------------------------------------

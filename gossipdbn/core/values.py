@@ -6,13 +6,16 @@ ever appended. All numbers are integers; the wire cannot express NaN or infinity
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct
 
 from gossipdbn.models.spec import ModelSpec, PhaseSpec, spec_problem
+
+if TYPE_CHECKING:
+    from gossipdbn.kernels.codec import Deltas
 
 U32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
 U63 = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
@@ -250,10 +253,14 @@ Decoded = Sealed | Malformed | Unknown
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The record continues its partition; ``start_version`` is filled for updates."""
+    """The record continues its partition.
+
+    ``start_version`` is filled for updates; ``deltas``, the payload as it was decoded to be judged, if there is one.
+    """
 
     message: Message
     start_version: Version | None = None
+    deltas: tuple[Deltas, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

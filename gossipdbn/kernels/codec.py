@@ -13,44 +13,70 @@ ternary (1)
                           15: see the block's escape byte
         u8 per escape     bits 0..4 s, bit 7 planes (only for s < top - 6)
         varint n          number of non-zero codes in gap-coded blocks
-        bits              n times: Golomb-Rice coded number of zeros since the last one, sign (1 = minus);
-                          the count runs on through gap-coded blocks as if they were one
+        u8 per group      k, the Rice parameter of up to 128 codes
+        slices            of every 16 codes of a group (the last of a group may be fewer) k + 1 slices of one bit a
+                          code, in 2 bytes (1 for up to 8 codes), the first code lowest: bits k - 1 .. 0 of the gaps,
+                          then the signs (1 = minus)
+        bits              per code gap >> k zeros, then a one; through all groups, the first bit lowest
         planes            per planes block: ceil(cols / 8) bytes of "plus", the same of "minus"
 
-    The Rice parameter of a block follows from how many codes the gap-coded blocks before it held (`_rice`), so it
-    costs nothing. A quotient of 20 or more is escaped: 20 ones, then the gap in 32 bits.
+    A gap is the number of zeros since the last code; it runs on through gap-coded blocks as if they were one. k is
+    floor(log2(15/16 of the mean distance of the group's codes)), at least 0. A block of m codes is in planes where
+    that takes fewer bits than m * (k + 3), k from the block alone. Fixed widths and unary parts are apart so that both
+    are read many codes at a time.
 int8 (2)
-    u8 shift per block, then int8 codes -127..127.
+    u8 shift per block, the least that holds its largest code, then int8 codes -127..127.
 
-One decoder, `_walk`, checks everything and never reads or writes outside; `check`, `apply`, `decode` and
-`delta_digest` are its four uses.
+Every encoding is the only one of its value, and `read` accepts no other. It walks the bytes once, checks everything and
+never reads or writes outside; what it returns is added by `merge`, as often and whenever wanted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
-from gossipdbn.kernels.codec_kernels import (
-    ADD,
-    CHECK,
-    DIGEST,
-    MALFORMED,
-    digest_words,
-    encode_int8,
-    encode_ternary,
-    fold_residual,
-    largest,
-    walk_int8,
-    walk_ternary,
-)
+from gossipdbn.kernels.codec_kernels import add_int8, add_run, add_runs, encode_int8, read_int8
+from gossipdbn.kernels.digests import digest_words, largest
+from gossipdbn.kernels.ternary_read import HEADER, MALFORMED, OUTSIDE, SCALE, decode_ternary
+from gossipdbn.kernels.ternary_write import encode_ternary, fold_residual
 
 EXACT, TERNARY, INT8 = 0, 1, 2
 RESIDUAL_MAX = 1 << 30
+TENSOR_MAX, BLOCK_MAX = 1 << 28, 1 << 20
+"""Values of a tensor and of a block, at most: places in a tensor are kept in 32 bits."""
 _MASK = (1 << 64) - 1
-_NOWHERE = np.zeros(1, np.int32)
+_INT8_STATUS = (0, SCALE, OUTSIDE, HEADER)
+_NO_INTS = np.zeros(0, np.int32)
+_NO_BYTES = np.zeros(0, np.uint8)
 
 Ints = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Deltas:
+    """A tensor's encoded deltas, checked and ready to be added.
+
+    Attributes
+    ----------
+    digest : sum delta_i * r_i mod 2**64 over global parameter indices i, see `digest`.
+    base : first global index of the tensor, of ``rows`` blocks of ``cols``.
+    index, delta : ternary: int32 [n], global indices and what to add there; two ascending runs, the first of ``first``.
+    values : exact: int32 [rows * cols]. codes : int8: uint8 [rows + rows * cols], scales and codes.
+    """
+
+    digest: int
+    base: int
+    rows: int
+    cols: int
+    first: int
+    index: Ints
+    delta: Ints
+    values: Ints
+    codes: NDArray[np.uint8]
 
 
 def fold(residual: Ints, now: Ints, start: Ints, divisor: int) -> None:
@@ -62,10 +88,7 @@ def fold(residual: Ints, now: Ints, start: Ints, divisor: int) -> None:
     divisor : S**a of protocol section 3; the quotient is ``rint(float64(d) * (1.0 / divisor))``: nearest, ties to
         even where the divisor is a power of two. The sum saturates at +-2**30.
     """
-    if divisor < 1:
-        raise ValueError(f"divisor of a fold is {divisor}; it must be 1 or more")
-    if not residual.size == now.size == start.size:
-        raise ValueError(f"fold of {now.size} - {start.size} values into a residual of {residual.size}")
+    _check_fold(residual, now, start, divisor)
     fold_residual(residual, now, start, 1.0 / divisor)
 
 
@@ -76,53 +99,81 @@ def quantise(codec: int, residual: Ints, e_max: int) -> bytes:
     ----------
     codec : 0 exact, 1 ternary, 2 int8. e_max : largest scale exponent, real units: one code is at most 2**e_max.
     """
-    _check_e_max(e_max)
-    rows, cols = residual.shape
-    if codec == EXACT:
-        data = residual.astype("<i4").tobytes()
-        residual[:] = 0
-        return data
-    flat = residual.reshape(-1)
-    if not residual.flags.c_contiguous:
-        raise ValueError("a residual must be contiguous")
-    if codec == INT8:
-        out = np.empty(rows * (cols + 1), np.uint8)
-        encode_int8(flat, rows, cols, e_max + 17, out)
-        return out.tobytes()
-    if codec != TERNARY:
-        raise ValueError(f"unknown codec {codec}; known are 0 (exact), 1 (ternary), 2 (int8)")
-    out = np.empty(_ternary_bound(rows, cols), np.uint8)
-    work = np.empty((rows + 1) * 3 + rows * (2 * ((cols + 15) // 16)), np.int64)
-    n = encode_ternary(flat, rows, cols, e_max + 24, out, work)
-    return out[:n].tobytes()
+    return _quantise(codec, residual, e_max, None)
 
 
-def check(codec: int, data: bytes, rows: int, cols: int, e_max: int) -> None:
-    """Raise ValueError unless ``data`` is a well-formed, fully consumed, bounded encoding of [rows, cols]."""
-    _check_e_max(e_max)
-    _walk(codec, data, rows, cols, e_max, CHECK, _NOWHERE, 0)
+def fold_and_quantise(codec: int, residual: Ints, now: Ints, start: Ints, divisor: int, e_max: int) -> bytes:
+    """`fold`, then `quantise`, of int32 [rows, cols] (``now`` and ``start`` flat), in one pass where possible."""
+    _check_fold(residual, now, start, divisor)
+    if codec == TERNARY:
+        return _quantise(codec, residual, e_max, (now, start, 1.0 / divisor))
+    fold_residual(residual.reshape(-1), now, start, 1.0 / divisor)
+    return _quantise(codec, residual, e_max, None)
 
 
-def delta_digest(codec: int, data: bytes, rows: int, cols: int, base: int, e_max: int = 6) -> int:
-    """sum delta_i * r_(base + i) mod 2**64 of an encoded tensor; ``base`` is its first global parameter index.
+def read(codec: int, data: bytes, rows: int, cols: int, e_max: int = 6, base: int = 0) -> Deltas:
+    """Check and decode an encoded tensor of [rows, cols] whose first global parameter index is ``base``.
 
-    Checks everything that `check` does, in the same walk; raises ValueError likewise.
+    Raises
+    ------
+    ValueError : ``data`` is not the encoding of any deltas within the bounds.
     """
     _check_e_max(e_max)
-    return _walk(codec, data, rows, cols, e_max, DIGEST, _NOWHERE, base)
+    _check_shape(rows, cols)
+    n = rows * cols
+    if codec == EXACT:
+        if len(data) != 4 * n:
+            raise ValueError(f"exact update of {len(data)} bytes for {n} values; expected {4 * n}")
+        values = np.frombuffer(data, "<i4").astype(np.int32, copy=False)
+        if n and largest(values) > RESIDUAL_MAX:
+            raise ValueError("exact update holds a value beyond +-2**30")
+        return Deltas(digest(values, base), base, rows, cols, 0, _NO_INTS, _NO_INTS, values, _NO_BYTES)
+    view = np.frombuffer(data, np.uint8)
+    if codec == INT8:
+        if len(data) != rows * (cols + 1):
+            raise ValueError(f"int8 update of {len(data)} bytes for {rows} x {cols}; expected {rows * (cols + 1)}")
+        status, total = read_int8(view, rows, cols, e_max + 17, base)
+        if status != 0:
+            raise ValueError(f"update of {rows} x {cols} is malformed: {MALFORMED[_INT8_STATUS[status]]}")
+        return Deltas(int(total) & _MASK, base, rows, cols, 0, _NO_INTS, _NO_INTS, _NO_INTS, view)
+    if codec != TERNARY:
+        raise ValueError(f"unknown codec {codec}; known are 0 (exact), 1 (ternary), 2 (int8)")
+    if len(data) > _ternary_bound(rows, cols):
+        raise ValueError(f"ternary update of {len(data)} bytes for {rows} x {cols}: longer than any encoding")
+    status, total, first, index, delta = decode_ternary(view, rows, cols, e_max + 24, base)
+    if status != 0:
+        raise ValueError(f"update of {rows} x {cols} is malformed: {MALFORMED[status]}")
+    return Deltas(int(total) & _MASK, base, rows, cols, first, index, delta, _NO_INTS, _NO_BYTES)
 
 
-def apply(codec: int, data: bytes, acc: Ints, rows: int, cols: int) -> None:
-    """Add an encoded tensor to its slice of the accumulators (int32 [rows * cols], contiguous, modulo 2**32)."""
-    if acc.size != rows * cols or not acc.flags.c_contiguous:
-        raise ValueError(f"accumulator slice of {acc.size} values for a tensor of {rows} x {cols}")
-    _walk(codec, data, rows, cols, 7, ADD, acc.reshape(-1), 0)
+def merge(acc: Ints, batch: Sequence[Deltas]) -> None:
+    """Add decoded tensors to flat accumulators (int32 [P], contiguous), modulo 2**32; all of them in one pass.
+
+    Addition commutes, so neither order nor batches make a difference.
+    """
+    if not acc.flags.c_contiguous or acc.ndim != 1:
+        raise ValueError("accumulators must be one contiguous vector")
+    sparse: list[tuple[Ints, Ints]] = []
+    for d in batch:
+        end = d.base + d.rows * d.cols
+        if end > acc.size or d.base < 0:
+            raise ValueError(f"{acc.size} accumulators for a tensor of {d.rows} x {d.cols} at {d.base}")
+        if d.values.size:
+            np.add(acc[d.base : end], d.values, out=acc[d.base : end])
+        elif d.codes.size:
+            add_int8(acc[d.base : end], d.codes, d.rows, d.cols)
+        sparse += [(d.index[s], d.delta[s]) for s in (slice(d.first), slice(d.first, None)) if d.index[s].size]
+    if len(batch) == 1:
+        for index, delta in sparse:
+            add_run(acc, index, delta)
+    elif sparse:
+        add_runs(acc, np.array([(i.ctypes.data, d.ctypes.data, i.size) for i, d in sparse], np.int64))
 
 
 def decode(codec: int, data: bytes, rows: int, cols: int) -> Ints:
     """The deltas as int32 [rows, cols]."""
     out = np.zeros(rows * cols, np.int32)
-    _walk(codec, data, rows, cols, 7, ADD, out, 0)
+    merge(out, [read(codec, data, rows, cols)])
     return out.reshape(rows, cols)
 
 
@@ -132,7 +183,7 @@ def digest(acc: Ints, base: int = 0) -> int:
     Linear while no accumulator wraps: digest(a + b) = digest(a) + digest(b). A wrap changes it by a multiple of
     2**32 r_i; the protocol's check |acc| < 2**30 (`max_abs`) at every start version excludes that.
     """
-    return int(digest_words(np.ascontiguousarray(acc).reshape(-1), base))
+    return int(digest_words(np.ascontiguousarray(acc).reshape(-1), base)) & _MASK
 
 
 def max_abs(acc: Ints) -> int:
@@ -140,44 +191,51 @@ def max_abs(acc: Ints) -> int:
     return int(largest(np.ascontiguousarray(acc).reshape(-1)))
 
 
+def _quantise(codec: int, residual: Ints, e_max: int, progress: tuple[Ints, Ints, float] | None) -> bytes:
+    _check_e_max(e_max)
+    rows, cols = residual.shape
+    _check_shape(rows, cols)
+    if codec == EXACT:
+        data = residual.astype("<i4").tobytes()
+        residual[:] = 0
+        return data
+    if not residual.flags.c_contiguous:
+        raise ValueError("a residual must be contiguous")
+    flat = residual.reshape(-1)
+    if codec == INT8:
+        out = np.empty(rows * (cols + 1), np.uint8)
+        encode_int8(flat, rows, cols, e_max + 17, out)
+        return out.tobytes()
+    if codec != TERNARY:
+        raise ValueError(f"unknown codec {codec}; known are 0 (exact), 1 (ternary), 2 (int8)")
+    now, start, factor = progress or (flat, flat, 1.0)
+    values = flat if flat.size >= 16 else np.concatenate([flat, np.zeros(16, np.int32)])  # whole vectors can be read
+    out = np.empty(_ternary_bound(rows, cols), np.uint8)
+    n = encode_ternary(values, now, start, factor, progress is not None, rows, cols, e_max + 24, out)
+    if values is not flat:
+        flat[:] = values[: flat.size]
+    return out[:n].tobytes()
+
+
+def _check_fold(residual: Ints, now: Ints, start: Ints, divisor: int) -> None:
+    if divisor < 1:
+        raise ValueError(f"divisor of a fold is {divisor}; it must be 1 or more")
+    if not residual.size == now.size == start.size:
+        raise ValueError(f"fold of {now.size} - {start.size} values into a residual of {residual.size}")
+    if not (residual.flags.c_contiguous and now.flags.c_contiguous and start.flags.c_contiguous):
+        raise ValueError("what is folded must be contiguous")
+
+
 def _check_e_max(e_max: int) -> None:
     if not -17 <= e_max <= 6:
         raise ValueError(f"scale exponent bound {e_max}; it must lie in -17..6")
 
 
+def _check_shape(rows: int, cols: int) -> None:
+    if rows < 0 or cols < 0 or rows * cols > TENSOR_MAX or cols > BLOCK_MAX:
+        raise ValueError(f"a tensor of {rows} x {cols}; at most {TENSOR_MAX} values in blocks of {BLOCK_MAX} are coded")
+
+
 def _ternary_bound(rows: int, cols: int) -> int:
     """Bytes that no encoding exceeds: planes are taken before gaps get longer than 8 bits a code and 2 a column."""
     return 64 + rows * (8 + 2 * ((cols + 7) // 8) + 2 * cols)
-
-
-def _walk(codec: int, data: bytes, rows: int, cols: int, e_max: int, use: int, acc: Ints, base: int) -> int:
-    if rows < 0 or cols < 0:
-        raise ValueError(f"a tensor of {rows} x {cols}")
-    n = rows * cols
-    if codec == EXACT:
-        return _walk_exact(data, n, use, acc, base)
-    view = np.frombuffer(data, np.uint8)
-    if codec == INT8:
-        if len(data) != rows * (cols + 1):
-            raise ValueError(f"int8 update of {len(data)} bytes for {rows} x {cols}; expected {rows * (cols + 1)}")
-        status, result = walk_int8(view, rows, cols, e_max + 17, use, acc, base)
-    elif codec == TERNARY:
-        if not len(data) <= _ternary_bound(rows, cols):
-            raise ValueError(f"ternary update of {len(data)} bytes for {rows} x {cols}: longer than any encoding")
-        status, result = walk_ternary(view, rows, cols, min(e_max, 6) + 24, use, acc, base)
-    else:
-        raise ValueError(f"unknown codec {codec}; known are 0 (exact), 1 (ternary), 2 (int8)")
-    if status != 0:
-        raise ValueError(f"update of {rows} x {cols} is malformed: {MALFORMED[status]}")
-    return int(result) & _MASK
-
-
-def _walk_exact(data: bytes, n: int, use: int, acc: Ints, base: int) -> int:
-    if len(data) != 4 * n:
-        raise ValueError(f"exact update of {len(data)} bytes for {n} values; expected {4 * n}")
-    values = np.frombuffer(data, "<i4")
-    if n and not (int(values.min()) >= -RESIDUAL_MAX and int(values.max()) <= RESIDUAL_MAX):
-        raise ValueError("exact update holds a value beyond +-2**30")
-    if use == ADD:
-        np.add(acc, values, out=acc)
-    return digest(values.astype(np.int32, copy=False), base) if use == DIGEST else 0

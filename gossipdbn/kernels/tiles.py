@@ -13,8 +13,8 @@ kind:
 ``BUS``   the same with the s8 in -1..1 (a cheaper instruction where there is no VNNI)
 
 Integer sums are exact in int32. Emitted as LLVM IR by a single intrinsic, because LLVM's own vectorisation of plain
-loops reaches half of this; accumulators are phi nodes, so they never leave the registers. Only here and in `amx` are
-x86 instructions named; every kind also has a form that any CPU can run.
+loops reaches half of this; accumulators are phi nodes, so they never leave the registers. Only here, in `amx` and for
+`vectors.compress` are x86 instructions named; every kind also has a form that any CPU can run.
 
 Strides are in bytes. ``hop`` makes ``a`` jump by ``jump`` extra bytes after every ``every`` steps of k, to walk
 through a panel-major matrix along its rows.

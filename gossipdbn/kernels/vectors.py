@@ -1,7 +1,8 @@
 """Sixteen lanes as values inside numba: the vocabulary in which the kernels are written.
 
 Every operation emits LLVM vector instructions that mean the same on every CPU; LLVM splits them into what the machine
-has (one AVX-512 register, two AVX2, four SSE or NEON). Float operations are IEEE add, multiply, divide and fused
+has (one AVX-512 register, two AVX2, four SSE or NEON). Only `compress` is an x86 instruction, which
+`ternary_write.append` replaces where it is missing. Float operations are IEEE add, multiply, divide and fused
 multiply-add only: no reassociation, no approximations, no libm. Addresses are integers (`addr`); a load or store is
 never aligned by more than its element.
 """
@@ -16,7 +17,7 @@ from numba.extending import intrinsic, models, register_model
 LANES = 16
 _F, _I, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _I1, _I8, _I16 = ir.IntType(1), ir.IntType(8), ir.IntType(16)
-_VF, _VI = ir.VectorType(_F, LANES), ir.VectorType(_I, LANES)
+_VF, _VI, _VL = ir.VectorType(_F, LANES), ir.VectorType(_I, LANES), ir.VectorType(_I64, LANES // 2)
 _I64T = types.int64
 
 
@@ -30,7 +31,12 @@ class _Ints(types.Type):
         super().__init__("ints16")
 
 
-floats, ints = _Floats(), _Ints()
+class _Longs(types.Type):
+    def __init__(self) -> None:
+        super().__init__("longs8")
+
+
+floats, ints, longs = _Floats(), _Ints(), _Longs()
 
 
 @register_model(_Floats)
@@ -43,6 +49,12 @@ class _FloatsModel(models.PrimitiveModel):
 class _IntsModel(models.PrimitiveModel):
     def __init__(self, dmm, fe_type):
         super().__init__(dmm, fe_type, _VI)
+
+
+@register_model(_Longs)
+class _LongsModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, _VL)
 
 
 def function(builder, name, ftype):
@@ -539,3 +551,205 @@ def transpose_bytes4(tc, source, source_step, target, target_step, factor):
 
     kind = factor if getattr(factor, "literal_value", None) == 0 else _I64T
     return types.void(_I64T, _I64T, _I64T, _I64T, kind), code
+
+
+@intrinsic
+def mask_negative(tc, x):
+    """Bit i of the int64 result: the sign bit of x[i]."""
+
+    def code(context, b, sig, args):
+        return b.zext(b.bitcast(b.icmp_signed("<", args[0], _const(0)), _I16), _I64)
+
+    return _I64T(ints), code
+
+
+@intrinsic
+def keep_masked(tc, x, mask):
+    """Lanes whose bit of ``mask`` is set; the others are 0."""
+
+    def code(context, b, sig, args):
+        chosen = b.bitcast(b.trunc(args[1], _I16), ir.VectorType(_I1, LANES))
+        return b.select(chosen, args[0], _const(0))
+
+    return ints(ints, _I64T), code
+
+
+@intrinsic
+def choose(tc, mask, x, y):
+    """Bit of ``mask`` set ? x : y."""
+
+    def code(context, b, sig, args):
+        return b.select(b.bitcast(b.trunc(args[0], _I16), ir.VectorType(_I1, LANES)), args[1], args[2])
+
+    return ints(_I64T, ints, ints), code
+
+
+@intrinsic
+def compress(tc, x, mask):
+    """The lanes whose bit of ``mask`` is set, moved together to the low end (AVX-512 only; see `pack`)."""
+
+    def code(context, b, sig, args):
+        chosen = ir.VectorType(_I1, LANES)
+        f = function(b, "llvm.x86.avx512.mask.compress.v16i32", ir.FunctionType(_VI, [_VI, _VI, chosen]))
+        return b.call(f, [args[0], _const(0), b.bitcast(b.trunc(args[1], _I16), chosen)])
+
+    return ints(ints, _I64T), code
+
+
+@intrinsic
+def running_sum(tc, x):
+    """Lane i of the result is x[0] + ... + x[i], modulo 2**32."""
+
+    def code(context, b, sig, args):
+        v, zero = args[0], _const(0)
+        for distance in (1, 2, 4, 8):
+            index = ir.Constant(_VI, [i - distance + LANES if i >= distance else 0 for i in range(LANES)])
+            v = b.add(v, b.shuffle_vector(zero, v, index))
+        return v
+
+    return ints(ints), code
+
+
+@intrinsic
+def last_lane(tc, x):
+    """All lanes the last one of ``x``."""
+
+    def code(context, b, sig, args):
+        return b.shuffle_vector(args[0], args[0], ir.Constant(_VI, [LANES - 1] * LANES))
+
+    return ints(ints), code
+
+
+@intrinsic
+def add_saturating(tc, x, y):
+    """x + y, held within the range of int32."""
+
+    def code(context, b, sig, args):
+        return b.call(function(b, "llvm.sadd.sat.v16i32", ir.FunctionType(_VI, [_VI, _VI])), args)
+
+    return ints(ints, ints), code
+
+
+@intrinsic
+def times_rounded(tc, x, factor):
+    """rint(float64(x) * factor), nearest, ties to even; |factor| <= 1."""
+
+    def code(context, b, sig, args):
+        wide = ir.VectorType(ir.DoubleType(), LANES)
+        big = ir.Constant(wide, [6755399441055744.0] * LANES)  # 1.5 * 2**52: the sum has no bits behind the point
+        product = b.fmul(b.sitofp(args[0], wide), _splat(b, args[1], wide))
+        return b.fptosi(b.fsub(b.fadd(product, big), big), _VI)
+
+    return ints(ints, types.float64), code
+
+
+@intrinsic
+def multiply_even(tc, x, y):
+    """The eight 64-bit products of lanes 0, 2, ..., 14."""
+
+    def code(context, b, sig, args):
+        wide = ir.Constant(_VL, [32] * _VL.count)
+        x, y = (b.ashr(b.shl(b.bitcast(v, _VL), wide), wide) for v in args)
+        return b.mul(x, y)
+
+    return longs(ints, ints), code
+
+
+@intrinsic
+def multiply_odd(tc, x, y):
+    """The eight 64-bit products of lanes 1, 3, ..., 15."""
+
+    def code(context, b, sig, args):
+        wide = ir.Constant(_VL, [32] * _VL.count)
+        x, y = (b.ashr(b.bitcast(v, _VL), wide) for v in args)
+        return b.mul(x, y)
+
+    return longs(ints, ints), code
+
+
+@intrinsic
+def ladd(tc, x, y):
+    """Sum of 64-bit lanes, modulo 2**64."""
+
+    def code(context, b, sig, args):
+        return b.add(args[0], args[1])
+
+    return longs(longs, longs), code
+
+
+@intrinsic
+def lzero(tc):
+    """Eight 64-bit zeros."""
+
+    def code(context, b, sig, args):
+        return ir.Constant(_VL, [0] * _VL.count)
+
+    return longs(), code
+
+
+@intrinsic
+def lsum(tc, x):
+    """Sum of the eight 64-bit lanes modulo 2**64, as int64."""
+
+    def code(context, b, sig, args):
+        return b.call(function(b, "llvm.vector.reduce.add.v8i64", ir.FunctionType(_I64, [_VL])), [args[0]])
+
+    return _I64T(longs), code
+
+
+@intrinsic
+def ones(tc, x):
+    """Number of ones of an int64."""
+
+    def code(context, b, sig, args):
+        return b.call(function(b, "llvm.ctpop.i64", ir.FunctionType(_I64, [_I64])), [args[0]])
+
+    return _I64T(_I64T), code
+
+
+@intrinsic
+def or_bits(tc, places):
+    """The int64 that has bit ``places[i]`` set for every lane; lanes outside 0..63 count for nothing."""
+
+    def code(context, b, sig, args):
+        wide = ir.VectorType(_I64, LANES)
+        places = b.zext(args[0], wide)
+        inside = b.icmp_unsigned("<", places, ir.Constant(wide, [64] * LANES))
+        one, zero = (ir.Constant(wide, [n] * LANES) for n in (1, 0))
+        bits_ = b.select(inside, b.shl(one, places), zero)
+        f = function(b, "llvm.vector.reduce.or.v16i64", ir.FunctionType(_I64, [wide]))
+        return b.call(f, [bits_])
+
+    return _I64T(ints), code
+
+
+def _peeker(width):
+    @intrinsic
+    def peek_at(tc, address):
+        def code(context, b, sig, args):
+            word = ir.IntType(width)
+            r = b.load(_at(b, args[0], word))
+            r.align = 1
+            return r if width == 64 else b.zext(r, _I64)
+
+        return _I64T(_I64T), code
+
+    return peek_at
+
+
+def _poker(width):
+    @intrinsic
+    def poke_at(tc, address, value):
+        def code(context, b, sig, args):
+            word = ir.IntType(width)
+            s = b.store(args[1] if width == 64 else b.trunc(args[1], word), _at(b, args[0], word))
+            s.align = 1
+            return context.get_dummy_value()
+
+        return types.void(_I64T, _I64T), code
+
+    return poke_at
+
+
+peek8, peek16, peek64 = (_peeker(width) for width in (8, 16, 64))
+poke8, poke16, poke64 = (_poker(width) for width in (8, 16, 64))

@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-NUMERICS = 1
+NUMERICS = 2
 """Stamped into manifests, claims and snapshots; rounds of another number cannot be recomputed here."""

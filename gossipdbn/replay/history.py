@@ -180,8 +180,8 @@ def judge_partition(run: LoggedRun, partition: int, add: bool = False) -> Partit
         chain = chains.fold(manifest, chain, record.value, verdict)
         accepted = isinstance(verdict, Accepted)
         m = verdict.message
-        if total is not None and accepted and isinstance(m, Update | Revocation):
-            add_payload(manifest, total, (m.payload if m.payload is not None else payload) or ())
+        if total is not None and isinstance(verdict, Accepted):
+            codec.merge(total, verdict.deltas)
         start = verdict.start_version if isinstance(verdict, Accepted) else None
         lines.append(
             Line(

@@ -78,8 +78,6 @@ def _combined(m: Manifest, wire: RunWire, raw: bytes, replica: Replica, times: i
     data = codec.quantise(INT8, total, m.e_max)
 
     def merge() -> None:
-        codec.check(INT8, data, *t.blocks, m.e_max)
-        codec.delta_digest(INT8, data, *t.blocks, t.offset)
-        codec.apply(INT8, data, replica.acc[t.offset : t.offset + t.size], *t.blocks)
+        codec.merge(replica.acc, [codec.read(INT8, data, *t.blocks, m.e_max, t.offset)])
 
     return _best(merge, times), len(data) + (len(raw) - len(weights.data))

@@ -57,12 +57,17 @@ def trained(spec: ModelSpec, phase: PhaseSpec, rounds: int, per_round: int) -> s
 def coded() -> str:
     rng = np.random.default_rng(12)
     h = hashlib.sha256()
-    for rows, cols in ((60, 77), (1, 500), (200, 10)):
+    for rows, cols in ((60, 77), (1, 500), (200, 10), (300, 200)):
         d = (np.rint(rng.standard_normal((rows, cols)) ** 3 * 5000)).astype(np.int32)
+        acc = rng.integers(-(1 << 31), 1 << 31, 3 + d.size).astype(np.int32)
+        batch = []
         for kind in (codec.TERNARY, codec.INT8, codec.EXACT):
             x = d.copy()
-            h.update(codec.quantise(kind, x, 4) + x.tobytes())
-        h.update(codec.digest(d, 3).to_bytes(8, "little"))
+            data = codec.fold_and_quantise(kind, x, acc[3:], acc[: d.size], 3, 4)
+            batch.append(codec.read(kind, data, rows, cols, 4, 3))
+            h.update(data + x.tobytes() + batch[-1].digest.to_bytes(8, "little"))
+        codec.merge(acc, batch)
+        h.update(acc.tobytes() + codec.digest(d, 3).to_bytes(8, "little"))
     return h.hexdigest()
 
 

@@ -40,7 +40,7 @@ def test_ternary_equals_its_twin(rows, cols, spread, e_max):
     shifts, codes = naive.ternary_codes(d, e_max)
     sent = codes << np.maximum(np.array(shifts), 0)[:, None]
     np.testing.assert_array_equal(residual, d - sent)
-    codec.check(codec.TERNARY, data, rows, cols, e_max)
+    codec.read(codec.TERNARY, data, rows, cols, e_max)
     np.testing.assert_array_equal(codec.decode(codec.TERNARY, data, rows, cols), sent)
 
 
@@ -64,9 +64,12 @@ def test_nothing_is_lost_and_digests_add_up(kind):
     np.testing.assert_array_equal(sent + residual, d)
     acc = np.random.default_rng(1).integers(-(2**29), 2**29, 60 * 70).astype(np.int32)
     before = codec.digest(acc, 11)
-    codec.apply(kind, data, acc, 60, 70)
-    assert codec.delta_digest(kind, data, 60, 70, 11) == naive.digest(sent, 11) == codec.digest(sent, 11)
-    assert codec.digest(acc, 11) == (before + codec.delta_digest(kind, data, 60, 70, 11)) % 2**64
+    read = codec.read(kind, data, 60, 70, 4, 11)
+    padded = np.concatenate([np.zeros(11, np.int32), acc])
+    codec.merge(padded, [read])
+    acc = padded[11:].copy()
+    assert read.digest == naive.digest(sent, 11) == codec.digest(sent, 11)
+    assert codec.digest(acc, 11) == (before + read.digest) % 2**64
     assert codec.max_abs(acc) == np.abs(acc.astype(np.int64)).max()
 
 
@@ -80,7 +83,7 @@ def test_exact_leaves_nothing():
 def test_accumulators_wrap():
     acc = np.full(4, 2**31 - 1, np.int32)
     d = np.full((1, 4), 2**30, np.int32)
-    codec.apply(codec.EXACT, codec.quantise(codec.EXACT, d, 0), acc, 1, 4)
+    codec.merge(acc, [codec.read(codec.EXACT, codec.quantise(codec.EXACT, d, 0), 1, 4)])
     np.testing.assert_array_equal(acc, np.full(4, 2**31 - 1 + 2**30 - 2**32))
 
 
@@ -118,7 +121,7 @@ def test_largest_residuals():
         for kind in (codec.TERNARY, codec.INT8):
             residual = d.copy()
             data = codec.quantise(kind, residual, e_max)
-            codec.check(kind, data, 1, 4, e_max)
+            codec.read(kind, data, 1, 4, e_max)
             sent = codec.decode(kind, data, 1, 4)
             np.testing.assert_array_equal(sent.astype(np.int64) + residual, d)
             assert np.abs(sent.astype(np.int64)).max() <= 2.0 ** (24 + e_max)
@@ -128,11 +131,11 @@ def test_scale_bound_is_checked():
     d = np.array([[2**28, 5]], np.int32)
     for kind in (codec.TERNARY, codec.INT8):
         data = codec.quantise(kind, d.copy(), 6)
-        codec.check(kind, data, 1, 2, 6)
+        codec.read(kind, data, 1, 2, 6)
         with pytest.raises(ValueError, match="out of bounds"):
-            codec.check(kind, data, 1, 2, 0)
+            codec.read(kind, data, 1, 2, 0)
     with pytest.raises(ValueError, match="beyond"):
-        codec.check(codec.EXACT, np.array([-(2**31)], "<i4").tobytes(), 1, 1, 4)
+        codec.read(codec.EXACT, np.array([-(2**31)], "<i4").tobytes(), 1, 1, 4)
 
 
 @pytest.mark.parametrize("kind", [codec.EXACT, codec.TERNARY, codec.INT8])
@@ -140,18 +143,18 @@ def test_every_truncation_and_extension_is_refused(kind):
     data = codec.quantise(kind, deltas(12, 20, 1.0), 4)
     for cut in range(len(data)):
         with pytest.raises(ValueError, match="update"):
-            codec.check(kind, data[:cut], 12, 20, 4)
+            codec.read(kind, data[:cut], 12, 20, 4)
     with pytest.raises(ValueError, match="update"):
-        codec.check(kind, data + b"\0", 12, 20, 4)
+        codec.read(kind, data + b"\0", 12, 20, 4)
 
 
 def test_unknown_codec_and_bounds_are_refused():
     with pytest.raises(ValueError, match="unknown codec"):
-        codec.check(3, b"", 1, 1, 4)
+        codec.read(3, b"", 1, 1, 4)
     with pytest.raises(ValueError, match="exponent bound"):
-        codec.check(codec.TERNARY, b"", 1, 1, 9)
+        codec.read(codec.TERNARY, b"", 1, 1, 9)
     with pytest.raises(ValueError, match="accumulator"):
-        codec.apply(codec.EXACT, b"", np.zeros(3, np.int32), 1, 1)
+        codec.merge(np.zeros(3, np.int32), [codec.read(codec.EXACT, bytes(8), 1, 2, base=2)])
 
 
 def test_mutated_bytes_never_break_the_reader():
@@ -171,16 +174,116 @@ def test_mutated_bytes_never_break_the_reader():
             data = data[: int(rng.integers(len(data) + 1))]
         kind = 1 + (i % len(good) >= 3)
         try:
-            codec.check(kind, bytes(data), rows, cols, 4)
+            read = codec.read(kind, bytes(data), rows, cols, 4, 32)
         except ValueError:
             continue
         accepted += 1
         guarded = np.full(rows * cols + 64, 77, np.int32)
         guarded[32:-32] = 0
-        codec.apply(kind, bytes(data), guarded[32:-32], rows, cols)
+        codec.merge(guarded, [read])
         assert (guarded[:32] == 77).all() and (guarded[-32:] == 77).all()
         assert codec.max_abs(guarded[32:-32]) <= 2**28
     assert accepted > 100
+
+
+@pytest.mark.parametrize("kind", [codec.TERNARY, codec.INT8])
+def test_what_is_accepted_is_the_only_encoding_of_its_value(kind):
+    """Whatever mutated bytes decode to, encoding those deltas gives these bytes back."""
+    rng = np.random.default_rng(5)
+    rows, cols = 9, 40
+    good = [codec.quantise(kind, deltas(rows, cols, s, i), 4) for i, s in enumerate((0.01, 1.0, 50.0) * 4)]
+    accepted = 0
+    for i in range(20_000):
+        data = bytearray(good[i % len(good)])
+        for _ in range(int(rng.integers(1, 3))):
+            data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
+        try:
+            sent = codec.decode(kind, bytes(data), rows, cols)
+        except ValueError:
+            continue
+        accepted += 1
+        assert codec.quantise(kind, sent.copy(), 6) == data
+    assert accepted > 500
+
+
+def test_blocks_as_planes_and_as_gaps():
+    """Dense blocks are planes, sparse ones gaps, in any mixture; scales far apart are escaped."""
+    rng = np.random.default_rng(6)
+    for cols in (1, 7, 8, 16, 40, 333):
+        d = np.zeros((24, cols), np.int32)
+        for r, density in enumerate(np.linspace(0, 1, 24)):
+            d[r] = np.where(rng.random(cols) < density, rng.choice([-1, 1], cols), 0) << int(rng.integers(0, 20))
+        data = codec.quantise(codec.TERNARY, d.copy(), 4)
+        assert data == naive.encode_ternary(d, 4)
+        np.testing.assert_array_equal(codec.decode(codec.TERNARY, data, 24, cols), d)
+
+
+def test_one_pass_of_many_updates_equals_one_after_the_other():
+    rng = np.random.default_rng(7)
+    rows, cols, size = 300, 500, 1000 + 300 * 500
+    batch = []
+    for i in range(9):
+        d = np.where(rng.random((rows, cols)) < 0.02 * i, rng.integers(-9000, 9000, (rows, cols)), 0).astype(np.int32)
+        kind = (codec.TERNARY, codec.TERNARY, codec.INT8, codec.EXACT)[i % 4]
+        batch.append(codec.read(kind, codec.quantise(kind, d, 4), rows, cols, 4, 250 * (i % 4)))
+    batch.append(codec.read(codec.EXACT, b"", 0, 5))
+    together, apart = (rng.integers(-(2**31), 2**31, size).astype(np.int32) for _ in range(2))
+    apart[:] = together
+    codec.merge(together, batch)
+    for d in batch:
+        codec.merge(apart, [d])
+    np.testing.assert_array_equal(together, apart)
+
+
+@pytest.mark.parametrize("kind", [codec.EXACT, codec.TERNARY, codec.INT8])
+@pytest.mark.parametrize(("rows", "cols"), [(30, 21), (2, 3), (1, 100)])
+def test_folding_and_encoding_at_once_equals_one_after_the_other(kind, rows, cols):
+    rng = np.random.default_rng(8)
+    now, start = (rng.integers(-(2**31), 2**31, rows * cols).astype(np.int32) for _ in range(2))
+    start[: rows * cols // 2] = now[: rows * cols // 2] - rng.integers(-5000, 5000, rows * cols // 2).astype(np.int32)
+    once, twice = (np.full((rows, cols), 77, np.int32) for _ in range(2))
+    codec.fold(twice.reshape(-1), now, start, 3)
+    expected = codec.quantise(kind, twice, 4)
+    assert codec.fold_and_quantise(kind, once, now, start, 3, 4) == expected
+    np.testing.assert_array_equal(once, twice)
+
+
+@pytest.mark.parametrize("kind", [codec.TERNARY, codec.INT8])
+@pytest.mark.parametrize(("rows", "cols"), [(3, 5), (4, 4), (1, 17), (7, 37), (5, 64)])
+def test_nothing_beside_a_residual_is_touched(kind, rows, cols):
+    guarded = np.full(rows * cols + 64, 77, np.int32)
+    inside = guarded[32:-32].reshape(rows, cols)
+    inside[:] = deltas(rows, cols, 1.0)
+    codec.quantise(kind, inside, 4)
+    assert (guarded[:32] == 77).all() and (guarded[-32:] == 77).all()
+
+
+@pytest.mark.parametrize("base", [0, 1, 1000, 1023, 5000])
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 40, 1024, 3000])
+def test_digest_equals_its_twin(base, size):
+    acc = np.random.default_rng(9).integers(-(2**31), 2**31, size).astype(np.int32)
+    assert codec.digest(acc, base) == naive.digest(acc, base)
+    assert codec.max_abs(acc) == np.abs(acc.astype(np.int64)).max(initial=0)
+
+
+def test_largest_magnitude_is_found_everywhere():
+    for value in (-(2**31), 2**31 - 1, -1):
+        for place in (0, 5, 20, 36):
+            acc = np.zeros(37, np.int32)
+            acc[place] = value
+            assert codec.max_abs(acc) == abs(value)
+
+
+def test_weights_of_a_digest_are_odd_and_differ():
+    weights = [naive.weight(i) for i in range(5000)]
+    assert all(w & 1 for w in weights) and len(set(weights)) == 5000
+
+
+def test_tensors_that_places_cannot_count_are_refused():
+    with pytest.raises(ValueError, match="are coded"):
+        codec.read(codec.TERNARY, bytes(100), 1 << 20, 1 << 10)
+    with pytest.raises(ValueError, match="are coded"):
+        codec.read(codec.INT8, bytes(100), 1, 1 << 21)
 
 
 def test_an_absurd_count_costs_nothing():
@@ -189,6 +292,6 @@ def test_an_absurd_count_costs_nothing():
     data = head + b"\xff\xff\xff\xff\xff\x7f"
     tracemalloc.start()
     with pytest.raises(ValueError, match="update"):
-        codec.check(codec.TERNARY, data, 30, 40, 4)
+        codec.read(codec.TERNARY, data, 30, 40, 4)
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()

@@ -66,7 +66,7 @@ def test_tiers_give_the_same_bits_where_their_instructions_are_emulated(tier):
     if {"avx2", "fma"} - HOST:
         pytest.skip("this CPU lacks avx2 or fma")
     env = os.environ | {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": AVX2}
-    parts = ["binary cd", "grey cd-3"] if tier == "amx" else ["binary cd"]
+    parts = ["binary cd", "grey cd-3"] if tier == "amx" else ["binary cd", "codec"]
     run = subprocess.run(
         [sys.executable, "-m", "tests.kernels.emulated", tier, *parts], env=env, cwd=HERE.parent.parent,
         capture_output=True, text=True, timeout=590, check=False,

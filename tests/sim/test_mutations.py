@@ -187,7 +187,7 @@ def pending_shared_between_cohosted_slots(patch: Patch) -> None:
         theta = parameters(self)
         for other in self.others.values():
             for p in other.pending if other is not self else ():
-                replicas.add_payload(self._manifest, theta, p.payload)
+                codec.merge(theta, p.deltas)
         return theta
 
     patch.setattr(Host, "_assigned", together)
