@@ -1,8 +1,9 @@
 """Loads numba without what it would load only to look whether it is there: half of a process's way to its first batch.
 
-Numba imports ``scipy.linalg`` (a third of a second of a cold start) to learn that a BLAS exists, and the coverage
-package to learn whether it runs. Both questions have cheap answers: scipy brings a BLAS, and coverage that was not
-imported by now does not run. Numba ends up in the same state; whoever compiles a matrix product loads the BLAS then.
+Numba imports ``scipy.linalg`` (a third of a second of a cold start) to learn that a BLAS exists, scipy to learn that it
+is not older than 1.0, and the coverage package to learn whether it runs. These questions have cheap answers: scipy
+brings a BLAS, its 1.0 is of 2017, and coverage that was not imported by now does not run. Numba ends up in the same
+state; whoever compiles a matrix product loads the BLAS then.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def _load_array_functions(linalg: ModuleType) -> None:
 
 def _load_numba() -> ModuleType:
     """Import numba; what an earlier import has done already stays as it is."""
-    with _absent("coverage"):
+    with _absent("coverage"), _absent("scipy"):
         import numba
     from numba.np import linalg
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from gossipdbn.kernels import codec
 from gossipdbn.kernels.tiers import TIER
 from gossipdbn.models import learners
+from gossipdbn.models.rows import PackedRows, SparseRows
 from gossipdbn.models.spec import ModelSpec, PhaseSpec
 
 f4 = np.float32
@@ -30,13 +33,27 @@ def rows_of(spec: ModelSpec, n: int) -> np.ndarray:
     return x
 
 
-def trained(spec: ModelSpec, phase: PhaseSpec, rounds: int, per_round: int) -> str:
-    """SHA-256 of parameters and state after some rounds."""
+def packed(x: np.ndarray) -> PackedRows:
+    return PackedRows(np.packbits(x, axis=1), x.shape[1])
+
+
+def sparse(x: np.ndarray) -> SparseRows:
+    """What equals the first row is not stored."""
+    at, rest = x != x[0], x[0].copy()
+    starts = np.concatenate((np.zeros(1, np.int64), np.cumsum(at.sum(1))))
+    return SparseRows(x[at], np.nonzero(at)[1].astype(np.int32), starts, rest)
+
+
+def trained(
+    spec: ModelSpec, phase: PhaseSpec, rounds: int, per_round: int, form: Callable[[np.ndarray], Any] = np.asarray
+) -> str:
+    """SHA-256 of parameters and state after some rounds of rows in some form."""
     x = rows_of(spec, per_round)
     labels: np.ndarray = (np.arange(per_round) % max(spec.classes, 1)).astype(np.int32)
     if spec.targets:
         labels = np.random.default_rng(13).integers(-40, 40, (per_round, spec.targets)).astype(f4) / f4(16)
     mean = (x.astype(np.float64).mean(0) / (127 if spec.visible_units == "grey" else 1)).astype(f4)
+    x = form(x)
     p = learners.initial_parameters(spec, 99, mean)
     state = learners.new_state(spec, phase)
     batches = -(-per_round // phase.batch)
@@ -120,6 +137,12 @@ PARTS = {
         110,
     ),
     "joint": lambda: trained(ModelSpec(50, (37, 20), "binary", 5), PhaseSpec("joint", batch=16), 10, 110),
+    "packed cd": lambda: trained(
+        ModelSpec(131, (77,), "binary"), PhaseSpec("cd", batch=20, momentum=0.9), 25, 93, packed
+    ),
+    "sparse gaussian": lambda: trained(
+        ModelSpec(19, (41,), "gaussian"), PhaseSpec("cd", batch=16, lr=0.01), 15, 110, sparse
+    ),
     "codec": coded,
 }
 

@@ -49,6 +49,25 @@ def test_what_diverges_saturates_and_stays_finite(phase, weight, head):
     assert learners.transform(spec, p, x).max() <= RELU_MAX
 
 
+@pytest.mark.parametrize("learner", ["cd", "pcd"])
+@pytest.mark.parametrize("units", ["gaussian", "mixed"])
+def test_contrastive_divergence_of_real_rows_saturates(learner, units):
+    """Weights at +-64, rows of 1e4, a constant column, a row of zeros and a huge learning rate: all stays finite."""
+    spec = ModelSpec(33, (40,), units, 0, (0, 5) if units == "mixed" else ())
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(25, 33)) * 1e4).astype(f4)
+    x[:, list(spec.binary_columns)] = x[:, list(spec.binary_columns)] > 0
+    x[:, 7], x[3] = 1e4, 0
+    p = rng.choice([-(2**30), 2**27, 2**30], parameter_count(spec)).astype(np.int32)
+    for lr in (0.1, 10.0):
+        stats, state = train(spec, PhaseSpec(learner, batch=10, momentum=0.9, k=2), p, x, None, lr)
+        assert np.isfinite(stats.reconstruction_error)
+        assert all(np.isfinite(v).all() for v in state.values())
+        assert np.abs(p.astype(np.int64)).max() <= 2**30
+    h = learners.transform(spec, p, x)
+    assert ((h >= 0) & (h <= 1)).all() and np.isfinite(learners.free_energy(spec, p, x)).all()
+
+
 def test_units_that_never_fire_stay_as_they_are():
     """With negative biases and rows of zeros nothing below the head moves."""
     spec = relu(targets=2, loss="squared")
