@@ -36,6 +36,7 @@ __all__ = ["Worker", "WorkerOptions", "WorkerResult"]
 
 logger = logging.getLogger("gossipdbn.worker")
 STOP_DEADLINE_S = 20.0
+RECOVER_S = 0.1
 HAND_OVER_S = 5.0
 
 
@@ -92,7 +93,7 @@ class Worker:
             stack.enter_context(self._payloads)
             self._reader = stack.enter_context(contextlib.closing(self._log.reader()))
             self._writer = self._log.writer()
-            stack.callback(self._close_writer)
+            stack.push(lambda *_: self._writer.close())  # whichever it is by then
             for p, chain in enumerate(self.host.replica.chains):
                 self._reader.add(self.topics.updates, p, chain.offset)
             self._reader.add(self.topics.control, 0, self.control.offset)
@@ -104,9 +105,6 @@ class Worker:
             finally:
                 self._letting_go = True  # whatever is left is nobody's to wait for
             return self._result()
-
-    def _close_writer(self) -> None:
-        self._writer.close()
 
     def _turn(self) -> None:
         if not self._letting_go:
@@ -141,9 +139,8 @@ class Worker:
         if self._stopping_since is not None:
             late = now - self._stopping_since > STOP_DEADLINE_S
             if late:
-                logger.warning(
-                    "stopped without snapshots of slots %s after %.0f s", sorted(self.host.slots), STOP_DEADLINE_S
-                )
+                missing = sorted(self.host.slots)
+                logger.warning("stopped without snapshots of slots %s after %.0f s", missing, STOP_DEADLINE_S)
             return late or (self.host.stopped and not self._snapshots.busy)
         return self._idle_too_long(now)
 
@@ -250,15 +247,20 @@ class Worker:
         self._reader.remove(self.topics.updates, hold.partition)
 
     def _recover_some(self) -> None:
-        slot, recovery = next(iter(self._recoveries.items()))
-        logger.debug("slot %d recovers: %d rows recomputed so far", slot, recovery.recomputed_rows)
-        try:
-            outcome = recovery.advance()
-        except (LogError, StoreError) as e:
-            logger.warning("recovery of slot %d waits: %s", slot, e)
-            return
-        if outcome is None:
-            return
+        """Recompute rounds for a while: what is behind goes first, and everybody else waits no longer than that."""
+        until = self._clock.monotonic_s() + RECOVER_S
+        while self._recoveries and self._clock.monotonic_s() < until:
+            slot, recovery = next(iter(self._recoveries.items()))
+            logger.debug("slot %d recovers: %d rows recomputed so far", slot, recovery.recomputed_rows)
+            try:
+                outcome = recovery.advance()
+            except (LogError, StoreError) as e:
+                logger.warning("recovery of slot %d waits: %s", slot, e)
+                return
+            if outcome is not None:
+                self._recovered(slot, recovery, outcome)
+
+    def _recovered(self, slot: int, recovery: Recovery, outcome: ev.Recovered) -> None:
         del self._recoveries[slot]
         for why in recovery.skipped:
             logger.warning("slot %d: %s", slot, why)

@@ -74,6 +74,21 @@ def test_an_unusable_snapshot_is_left_for_the_one_before(caplog, damage):
     assert any("snapshot" in r.getMessage() for r in caplog.records)
 
 
+def test_what_is_behind_goes_first_many_rounds_a_turn(caplog):
+    scene = _interrupted()
+    scene.store.objects = {k: v for k, v in scene.store.objects.items() if k.startswith("payloads/")}
+    worker = scene.worker("second", threading.Event())
+    behind, turn = [], worker._turn
+
+    def counted() -> None:
+        behind.append(bool(worker._recoveries))
+        turn()
+
+    worker._turn = counted
+    assert worker.run().finished
+    assert sum(behind) < sum(_recomputed(caplog, s) for s in range(3)) / 2
+
+
 def test_a_snapshot_of_a_round_that_never_reached_the_log_is_not_used(caplog):
     """Its owner died between the snapshot and the send: the state is of a branch that nobody else knows."""
     scene = _interrupted()
