@@ -247,6 +247,8 @@ def _delete_quietly(client: Client, path: str) -> None:
 def _explain(text: str) -> str:
     if "SafeModeException" in text or "safe mode" in text.lower():
         return f"the NameNode is in safe mode and takes no writes ({text})"
+    if "could only be written to" in text:
+        return f"no DataNode has room for it; free some space or add DataNodes ({text})"
     if "AccessControlException" in text:
         return f"no permission ({text})"
     return text

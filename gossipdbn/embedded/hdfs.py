@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -206,6 +207,27 @@ class Hdfs:
             self._check_alive([part], deadline)
             time.sleep(0.05)
         self._write_state()
+
+    def safe_mode(self, on: bool) -> None:
+        """Make the NameNode refuse every change, or take changes again, as an operator would."""
+        self._admin("-safemode", "enter" if on else "leave")
+
+    def reserve(self, bytes_: int) -> None:
+        """Restart the DataNode with so much of its disk kept for others: more than there is makes it a full one."""
+        settings = self._space.folder / "conf" / "hdfs-site.xml"
+        name = "dfs.datanode.du.reserved"
+        ours = re.compile(rf"<property><name>{name}</name>.*?</property>\n")
+        mine = f"<property><name>{name}</name><value>{bytes_}</value></property>\n"
+        text = ours.sub("", settings.read_text())
+        settings.write_text(text.replace("</configuration>", f"{mine}</configuration>"))
+        self.kill("datanode")
+        self.restart("datanode")
+
+    def _admin(self, *arguments: str) -> None:
+        command = [*self._command, "org.apache.hadoop.hdfs.tools.DFSAdmin", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode != 0:
+            raise EmbeddedError(f"hdfs dfsadmin {' '.join(arguments)}: {done.stderr.strip()[-500:]}")
 
     def healthy(self) -> bool:
         """Whether the NameNode is out of safe mode and has a live DataNode."""

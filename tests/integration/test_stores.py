@@ -152,25 +152,31 @@ def test_the_datanode_is_killed_and_comes_back(hdfs: Hdfs, hdfs_folder: str) -> 
     assert store.get("during", 1) == b"2"
 
 
-def _safemode(hdfs: Hdfs, on: bool) -> None:
-    """The admin tool is in the jars that the servers run from."""
-    import subprocess
-
-    command = [*hdfs._command, "org.apache.hadoop.hdfs.tools.DFSAdmin", "-safemode", "enter" if on else "leave"]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
-
-
 def test_safe_mode_refuses_writes_and_says_so(hdfs: Hdfs, store: HdfsStore) -> None:
     store.put("before", b"1")
-    _safemode(hdfs, on=True)
+    hdfs.safe_mode(on=True)
     try:
         with pytest.raises(StoreError, match="the NameNode is in safe mode") as caught:
             store.put("during", b"2")
         assert caught.value.retryable
         assert store.get("before", 1) == b"1"
     finally:
-        _safemode(hdfs, on=False)
+        hdfs.safe_mode(on=False)
     store.put("during", b"2")
+
+
+def test_a_full_disk_refuses_writes_and_says_so(hdfs: Hdfs, store: HdfsStore) -> None:
+    store.put("before", b"1")
+    hdfs.reserve(1 << 50)
+    try:
+        with pytest.raises(StoreError, match="no DataNode has room") as caught:
+            store.put("during", b"2")
+        assert caught.value.retryable
+        assert store.get("before", 1) == b"1"
+    finally:
+        hdfs.reserve(0)
+    store.put("during", b"2")
+    assert _temporaries(store) == []
 
 
 def test_old_temporaries_are_swept(hdfs: Hdfs, store: HdfsStore, monkeypatch: pytest.MonkeyPatch) -> None:
