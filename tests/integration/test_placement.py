@@ -41,7 +41,7 @@ def _rows(n=4000, visible=96):
     return (prototypes[rng.integers(0, 4, n)] ^ (rng.random((n, visible)) < 0.1)).astype(np.uint8)
 
 
-def _started(run: str) -> list[psutil.Process]:
+def worker_processes(run: str) -> list[psutil.Process]:
     """Worker processes of the run, wherever they hang in the tree."""
     found = []
     for process in psutil.process_iter():
@@ -91,7 +91,7 @@ def test_a_killed_python_worker_comes_back_and_its_slots_train_again(gossip_run,
     placed = place_workers(spark, WorkerOrder(run.run, run.bootstrap), 2)
     run.wait_for(lambda f: f.ledger.updates > 100 and all(c.worker for c in f.replica.chains[:-1]), 90)
     assert not placed.failure
-    victim = _started(run.run)[0]
+    victim = worker_processes(run.run)[0]
     name = victim.cmdline()[victim.cmdline().index("--name") + 1]
     slots = [i for i, c in enumerate(run.follower.replica.chains[:-1]) if c.worker.startswith(name + "#")]
     before = {i: run.follower.replica.chains[i].incarnation for i in slots}
@@ -108,7 +108,7 @@ def test_a_killed_python_worker_comes_back_and_its_slots_train_again(gossip_run,
     assert placed.wait(30)
     assert not placed.failure
     assert len(placed.results) == 2
-    assert not _started(run.run)
+    assert not worker_processes(run.run)
     run.assert_exact_ledger()
     run.assert_replayable()
 
@@ -122,7 +122,7 @@ def test_cancelling_stops_everything_within_five_seconds_and_a_resumed_run_is_ex
     run.wait_for(lambda f: f.ledger.updates > 60, 90)
     began = time.monotonic()
     assert placed.cancel()
-    while _started(run.run):
+    while worker_processes(run.run):
         assert time.monotonic() - began < 5.0
         time.sleep(0.05)
     print(f"cancelled in {time.monotonic() - began:.1f} s")
