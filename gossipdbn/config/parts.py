@@ -245,9 +245,9 @@ class WorkerPart:
         high=1_000_000,
     )
     communication_share: float = setting(
-        0.0,
+        0.05,
         "Share of a worker's time that exchanging updates may take (0.05 = 5 %): tau of each slot adapts to it, from "
-        "half to four times the plan's, while slots x batch x tau stays within 16,000 rows (4,000 in backprop). Every "
+        "half to four times the plan's, while slots x batch x tau stays within 8,000 rows (1,000 in backprop). Every "
         "update records how many rows it was. 0 = tau as planned.",
         low=0.0,
         high=0.5,

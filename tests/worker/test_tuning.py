@@ -50,10 +50,11 @@ def test_the_first_rounds_are_not_measured():
 @pytest.mark.parametrize(
     ("slots", "phase", "batch", "tau", "expected"),
     [
-        (4, 0, 100, 10, (5, 40)),
-        (8, 0, 100, 10, (5, 20)),  # 16,000 rows between merges
+        (1, 0, 100, 10, (5, 40)),
+        (4, 0, 100, 10, (5, 20)),  # 8,000 rows between merges
         (32, 0, 100, 10, (5, 10)),  # the plan asks for more than is safe: it gets what it asks for, and no more
-        (4, 1, 100, 10, (5, 20)),  # backprop: 4,000 rows
+        (1, 1, 100, 10, (5, 20)),  # backprop: 1,000 rows
+        (4, 1, 100, 10, (5, 10)),
         (1, 0, 100, 1, (1, 4)),
     ],
 )
