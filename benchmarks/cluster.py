@@ -7,7 +7,6 @@ runs where a part is run several times; on a machine that does other work they s
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import platform
@@ -16,25 +15,24 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+from cluster_messages import latency, payload
+from cluster_share import learning
+from cluster_tools import SHAPE, Tools, grey, load_watched, quantiles
 
-from gossipdbn.adapters.kafka_log import KafkaLog
 from gossipdbn.adapters.stores import open_store
 from gossipdbn.core import rounds
 from gossipdbn.core.replica import Replica
-from gossipdbn.core.topics import run_names
-from gossipdbn.core.values import RESUME, Accepted, Claim, Manifest, RowRange, manifest_from_json, manifest_json
+from gossipdbn.core.values import RowRange, manifest_from_json, manifest_json
 from gossipdbn.embedded.broker import Broker
 from gossipdbn.embedded.hdfs import Hdfs
 from gossipdbn.embedded.spark import SparkCluster
-from gossipdbn.kernels.version import NUMERICS
 from gossipdbn.models import learners
 from gossipdbn.models.spec import ModelSpec, PhaseSpec
 from gossipdbn.schema import SchemaConfig
@@ -46,83 +44,6 @@ from gossipdbn.testing import RunHarness
 from gossipdbn.wire.messages import RunWire
 
 ROOT = Path(__file__).resolve().parent.parent
-SHAPE = {"visible": 784, "visible_units": "grey"}
-
-
-def grey(rows: int, visible: int = 784) -> np.ndarray:
-    """Rows as grey as MNIST's: a fifth of the pixels lit, ten prototypes."""
-    rng = np.random.default_rng(0)
-    prototypes = (rng.random((10, visible)) < 0.2) * rng.integers(40, 128, (10, visible))
-    noise = rng.random((rows, visible)) < 0.05
-    return np.where(noise, 0, prototypes[rng.integers(0, 10, rows)]).astype(np.uint8)
-
-
-def quantiles(seconds: list[float]) -> dict[str, float]:
-    """Median, 90th and 99th percentile in milliseconds."""
-    at = np.percentile(np.array(seconds) * 1000, [50, 90, 99])
-    return {"p50_ms": round(float(at[0]), 2), "p90_ms": round(float(at[1]), 2), "p99_ms": round(float(at[2]), 2)}
-
-
-# ---- update produced -> merged at a peer ----------------------------------------------------------------------------
-def updates(manifest: Manifest, count: int) -> list[bytes]:
-    """A claim and ``count`` updates of slot 0, about 20 kB each, that continue each other."""
-    wire, rng = RunWire(), np.random.default_rng(1)
-    replica = Replica(manifest, wire.decode, rounds.initial_parameters(manifest))
-    raws = [wire.encode(Claim(manifest.run, 0, 1, "bench#0", RESUME, 0, NUMERICS))]
-    replica.read(0, 0, raws[0])
-    state = rounds.fresh_state(manifest, 0, replica.chains[0])
-    for i in range(count):
-        job = rounds.begin(manifest, state, replica.acc.copy(), replica.version, RowRange(0, 100 * i, 100))
-        job.parameters += (rng.standard_normal(len(job.parameters)) * 2000).astype(np.int32)
-        update = rounds.finish(manifest, state, job)
-        raw = wire.encode(update)
-        rounds.sent(manifest, state, update, raw, job.start_version)
-        assert isinstance(replica.read(0, i + 1, raw), Accepted)
-        raws.append(raw)
-    return raws
-
-
-def peer(bootstrap: str, path: str, count: int) -> None:
-    """Merge updates as they come; prints the monotonic time of each merge."""
-    manifest = manifest_from_json(Path(path).read_bytes())
-    replica = Replica(manifest, RunWire().decode, rounds.initial_parameters(manifest))
-    log = KafkaLog(bootstrap)
-    reader = log.reader()
-    reader.add(run_names(manifest.run).updates, 0, 0)
-    print("ready", flush=True)
-    seen: list[int] = []
-    while len(seen) <= count:
-        for record in reader.poll(0.005):
-            assert isinstance(replica.read(0, record.offset, record.value), Accepted)
-            seen.append(time.monotonic_ns())
-    reader.close()
-    log.close()
-    print(json.dumps(seen))
-
-
-def latency(tools: Tools) -> dict[str, Any]:
-    """20 kB updates, 50 a second, to a peer in another process."""
-    count = 300
-    run = tools.run(hidden=(500,), phases=[PhaseSpec("cd", epochs=10**5, batch=100, tau=1)], slots=1, **SHAPE)
-    raws = updates(run.manifest, count)
-    path = tools.folder / "manifest.json"
-    path.write_bytes(manifest_json(run.manifest))
-    command = [sys.executable, __file__, "--peer", run.bootstrap, str(path), str(count)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        writer = run.log.writer()
-        sent = []
-        for raw in raws:
-            sent.append(time.monotonic_ns())
-            writer.send(run.topics.updates, 0, raw)
-            time.sleep(0.02)
-        merged = json.loads(process.stdout.readline())
-        writer.close()
-    waited = [(b - a) / 1e9 for a, b in zip(sent, merged, strict=True)][20:]
-    return {"bytes": round(statistics.mean(map(len, raws[1:]))), "updates": len(waited), **quantiles(waited)}
-
-
 # ---- rows per second with and without exchange ----------------------------------------------------------------------
 CD = PhaseSpec("cd", epochs=10**5, batch=100, tau=10, lr=0.005)
 
@@ -333,35 +254,22 @@ def _kill_one(run: RunHarness) -> float:
     return time.monotonic() - began
 
 
-# ---- putting it together --------------------------------------------------------------------------------------------
-class Tools:
-    """What parts share: a folder, a broker, and how long and often to measure."""
-
-    def __init__(self, folder: Path, bootstrap: str, repeats: int, seconds: float, minutes: float) -> None:
-        self.folder, self.bootstrap = folder, bootstrap
-        self.repeats, self.seconds, self.minutes = repeats, seconds, minutes
-        self._runs: list[RunHarness] = []
-
-    def run(self, **options: Any) -> RunHarness:
-        """A run on the broker."""
-        options.setdefault("visible", 96)
-        folder = self.folder / f"run{len(self._runs)}"
-        self._runs.append(RunHarness(self.bootstrap, folder, name="bench", snapshot_every_s=5.0, **options))
-        return self._runs[-1]
-
-    def close(self) -> None:
-        """End what still runs."""
-        for run in self._runs:
-            with contextlib.suppress(Exception):
-                run.close()
-
-
 PARTS: dict[str, tuple[Callable[[Tools], dict[str, Any]], str, Callable[[dict[str, Any]], bool]]] = {
     "latency": (latency, "p50 <= 10 ms, p99 <= 50 ms", lambda r: r["p50_ms"] <= 10 and r["p99_ms"] <= 50),
+    "payload": (
+        payload,
+        "at 500 kB by reference through a folder costs no more than 3 times inline (the default limit is 512 KiB)",
+        lambda r: all(x["folder_p50_ms"] <= 3 * x["inline_p50_ms"] for x in r["table"] if x["kB"] == 500),
+    ),
     "exchange": (
         exchange,
         "tau 10 >= 88 %, adaptive >= 93 % of the rows/s without exchange",
         lambda r: r["tau_10_share"] >= 0.88 and r["adaptive_share"] >= 0.93,
+    ),
+    "learning": (
+        learning,
+        "adaptive tau: mean test error no worse than at the plan's tau by more than the spread of the seeds",
+        lambda r: r["mean"]["adaptive"] <= r["mean"]["fixed"] + max(r["spread_of_fixed"], 0.001),
     ),
     "feed": (feed, ">= 50 MB/s", lambda r: r["MB_per_s"] >= 50),
     "snapshot": (
@@ -379,43 +287,22 @@ PARTS: dict[str, tuple[Callable[[Tools], dict[str, Any]], str, Callable[[dict[st
 }
 
 
-@contextlib.contextmanager
-def load_watched() -> Iterator[dict[str, float]]:
-    """Mean number of other runnable processes while the block runs."""
-    facts: dict[str, float] = {}
-    samples: list[float] = []
-    stop = threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(1.0):
-            samples.append(os.getloadavg()[0])
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    began = time.monotonic()
-    yield facts
-    stop.set()
-    thread.join()
-    facts |= {"load_mean": round(statistics.mean(samples or [0.0]), 2), "wall_s": round(time.monotonic() - began, 1)}
-
-
 def main() -> None:
     """Measure the parts that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"default all of: {', '.join(PARTS)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="merge the results into this file")
+    parser.add_argument("--quick", action="store_true", help="one short run per figure: all parts within 12 minutes")
     parser.add_argument("--repeats", type=int, default=3, help="runs per figure")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of one throughput measurement")
     parser.add_argument("--minutes", type=float, default=10.0, help="how long memory is watched")
-    parser.add_argument("--peer", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.peer:
-        peer(options.peer[0], options.peer[1], int(options.peer[2]))
-        return
     if options.alone:
         alone(options.alone[0], float(options.alone[1]))
         return
+    if options.quick:
+        options.repeats, options.seconds, options.minutes = 1, 5.0, 1.0
     unknown = set(options.parts) - set(PARTS)
     if unknown:
         parser.error(f"unknown parts {sorted(unknown)}; known: {', '.join(PARTS)}")

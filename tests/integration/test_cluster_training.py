@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,6 +62,42 @@ def test_a_dead_namenode_delays_no_training_and_snapshots_resume(gossip_run, gos
 
 
 @pytest.mark.hdfs
+@pytest.mark.parametrize("trouble", ["safe mode", "full disk"])
+def test_training_goes_on_while_hdfs_takes_no_writes_and_snapshots_resume(
+    gossip_run, gossip_hdfs, gossip_hdfs_server, trouble
+):
+    phases = [PhaseSpec("cd", epochs=10**5, batch=20, tau=5)]
+    run = gossip_run(visible=96, hidden=(64,), phases=phases, store=gossip_hdfs)
+    run.feed_rows(_rows())
+    run.start_workers(2)
+    run.wait_for(lambda f: _snapshots(f) >= 2 and f.ledger.updates > 50)
+    owners = [c.worker for c in run.follower.replica.chains]
+
+    def break_it(broken: bool) -> None:
+        if trouble == "safe mode":
+            gossip_hdfs_server.safe_mode(broken)
+        else:
+            gossip_hdfs_server.reserve((1 << 50) * broken)
+
+    break_it(True)
+    try:
+        announced = -1
+        while announced != _snapshots(run.follower):  # what was under way is over
+            announced = _snapshots(run.follower)
+            run.follow(2.0)
+        before = run.follower.ledger.updates
+        run.wait_for(lambda f: f.ledger.updates >= before + 100)
+        assert _snapshots(run.follower) == announced, run.report()
+    finally:
+        break_it(False)
+    healed = time.monotonic()
+    run.wait_for(lambda f: _snapshots(f) >= announced + 2, 90)
+    print(f"{trouble}: snapshots again {time.monotonic() - healed:.1f} s after it was healed")
+    run.stop()
+    assert [c.worker for c in run.follower.replica.chains] == owners  # nobody had to give a slot up
+
+
+@pytest.mark.hdfs
 def test_updates_whose_payloads_cannot_be_stored_wait_and_are_never_lost(gossip_run, gossip_hdfs, gossip_hdfs_server):
     phases = [PhaseSpec("cd", epochs=6, batch=20, tau=5)]
     run = gossip_run(visible=96, hidden=(64,), phases=phases, slots=2, store=gossip_hdfs, inline_bytes=0)
@@ -98,3 +137,34 @@ def test_workers_grow_from_one_to_four_and_shrink_to_two(gossip_run):
     run.assert_exact_ledger()
     assert len(set(run.digests().values())) == 1
     run.assert_replayable()
+
+
+def test_a_layer_of_4096_by_4096_travels_by_reference_in_bounded_memory(gossip_run):
+    """Its updates, at the default limit, and its closings, four bytes a parameter, are too large for a message."""
+    phases = [PhaseSpec("cd", epochs=1, batch=20, tau=2, lr=0.02)]
+    run = gossip_run(visible=4096, hidden=(4096,), phases=phases, slots=2, snapshot_every_s=2.0)
+    run.feed_rows(_rows(200, 4096))
+    run.start_workers(2)
+    peak = {}
+    deadline = time.monotonic() + 120
+    while not run.follower.finished:
+        assert time.monotonic() < deadline, run.report()
+        run.follow(0.2)
+        for name, child in run.workers.items():
+            with contextlib.suppress(OSError, TypeError):  # it has left
+                peak[name] = _peak_bytes(child.pid)
+    run.wait_until_finished()
+    updates, payloads = run.follower.ledger.updates, len(run.store.names("payloads/"))
+    print(f"{updates} updates, {payloads} of them by reference, peaks {[p >> 20 for p in peak.values()]} MiB")
+    run.assert_exact_ledger()
+    assert len(set(run.digests().values())) == 1
+    assert payloads >= updates / 2
+    parameters = len(run.follower.replica.acc)
+    assert len(peak) == 2 and max(peak.values()) < 250e6 + 40 * parameters  # closings, 4 bytes each, included
+    run.assert_replayable()
+
+
+def _peak_bytes(pid):
+    """Largest resident memory a process has had (Linux)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) << 10
