@@ -46,7 +46,8 @@ class KafkaMembership:
         self._error: KafkaError | None = None
         self._raised: Exception | None = None
         self._trouble: str | None = None
-        settings: dict[str, Any] = {
+        self._cut_off = False
+        self._settings: dict[str, Any] = {
             **options.common(bootstrap, self._on_error),
             **options.reading(),
             "group.id": group,
@@ -59,8 +60,12 @@ class KafkaMembership:
             # The library looks at its heartbeats once a second, unless a timer wakes it more often.
             "statistics.interval.ms": 200,
         }
-        self._consumer = Consumer(settings)
-        self._consumer.subscribe([topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+        self._consumer = self._joined()
+
+    def _joined(self) -> Any:
+        consumer = Consumer(self._settings)
+        consumer.subscribe([self._topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+        return consumer
 
     def poll(self, timeout_s: float) -> list[SlotAssigned | SlotRevoked]:
         """Slots given and taken since the last call, in order; waits up to ``timeout_s`` for the first."""
@@ -100,6 +105,12 @@ class KafkaMembership:
             self._on_error(error)
         if self._error is not None:
             error, self._error = self._error, None
+            if "fenced" in error.str() and self._cut_off:
+                # Requests of before the session ended came late and made a second member of this name: join anew.
+                self._cut_off = False
+                self._consumer.close()
+                self._consumer = self._joined()
+                return
             if "fenced" in error.str():
                 raise LogError(f"another worker named {self._member!r} joined the group and took this one's place")
             raise log_error(f"worker {self._member!r} cannot take part in the group of {self._topic}", error)
@@ -128,6 +139,7 @@ class KafkaMembership:
         self._take(consumer, partitions, lost=False)
 
     def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._cut_off = True
         self._take(consumer, partitions, lost=True)
 
     def _take(self, consumer: Consumer, partitions: list[TopicPartition], *, lost: bool) -> None:

@@ -105,9 +105,14 @@ class Host:
                 return self._each(s.leave() for s in list(self.slots.values()))
         raise LocalProtocolError(f"unknown event {event!r}")
 
-    def work(self) -> list[Effect]:
-        """Effects of the hosted slot that is furthest behind in the plan and can do something; at most one Train."""
-        running = [s for s in self.slots.values() if s.stage == RUNNING and s.state is not None]
+    def work(self, only: int | None = None) -> list[Effect]:
+        """Effects of the hosted slot that is furthest behind in the plan and can do something; at most one Train.
+
+        ``only``: of this slot, for a driver that has an order of its own.
+        """
+        running = [
+            s for s in self.slots.values() if s.stage == RUNNING and s.state is not None and only in (None, s.slot)
+        ]
         running.sort(
             key=lambda s: (plan.progress(s.state.phase, s.state.cursor), s.slot)  # type: ignore[union-attr]
         )

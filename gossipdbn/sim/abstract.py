@@ -15,7 +15,7 @@ from gossipdbn.kernels.counter_rng import permutation
 from gossipdbn.models.learners import RoundStats
 from gossipdbn.models.rows import AnyRows, dense
 from gossipdbn.models.spec import ModelSpec, PhaseSpec, layout, phase_tensors
-from gossipdbn.wire.shards import BITS, ShardLimits, ShardSequence, open_shard, unpack
+from gossipdbn.wire.shards import ShardLimits, ShardSequence, dtype_code, open_shard, unpack
 
 __all__ = ["RowView", "train"]
 
@@ -54,9 +54,11 @@ class RowView:
     def __init__(self, manifest: Manifest, slot: int, position: ShardPosition | None = None) -> None:
         self.slot, self.next_offset = slot, 0
         self._manifest = manifest
-        self._limits = ShardLimits(manifest.spec.visible, BITS, manifest.spec.classes)
+        spec = manifest.spec
+        self._limits = ShardLimits(spec.visible, dtype_code(spec.visible_units), spec.classes)
         self._sequence = ShardSequence()
         self._rows: list[np.ndarray] = []
+        self._labels: list[int] = []
         self.problem = ""
 
     @property
@@ -78,7 +80,9 @@ class RowView:
             return
         kept = self._sequence.add(message)
         if kept is not None:
-            self._rows.extend(unpack(kept)[0])
+            values, labels = unpack(kept)
+            self._rows.extend(values)
+            self._labels.extend([] if labels is None else labels.tolist())
 
     def get(self, rows: RowRange) -> tuple[np.ndarray, NDArray[np.int32] | None, int]:
         """Rows of a round, in the order of their epoch."""
@@ -86,5 +90,6 @@ class RowView:
         if first + count > self.rows or (epoch and not self.ended):
             raise DataError(f"slot {self.slot}: rows {first}..{first + count - 1} of pass {epoch} are not here")
         order = permutation(self._manifest.run_key, self.slot, epoch, self.rows) if epoch else range(self.rows)
-        values = np.array([self._rows[order[i]] for i in range(first, first + count)], np.uint8)
-        return values, None, self.rows if self.ended else 0
+        at = [order[i] for i in range(first, first + count)]
+        labels = np.array([self._labels[i] for i in at], np.int32) if self._labels else None
+        return np.array([self._rows[i] for i in at]), labels, self.rows if self.ended else 0

@@ -40,7 +40,7 @@ from gossipdbn.core.values import (
 from gossipdbn.errors import GossipDbnError, RemoteProtocolError, SnapshotError
 from gossipdbn.kernels import codec
 from gossipdbn.models.spec import layout
-from gossipdbn.sim.abstract import RowView, train
+from gossipdbn.sim.abstract import RowView
 from gossipdbn.sim.brokers import CONTROL, SHARDS, UPDATES, Log, Store
 from gossipdbn.wire.messages import RunWire, decode_control, decode_payload, payload_name
 from gossipdbn.wire.snapshots import decode_snapshot
@@ -128,10 +128,17 @@ class Checker:
     """The judge of one world. Methods raise Violation."""
 
     def __init__(
-        self, manifest: Manifest, wire: RunWire, log: Log, store: Store, initial: Ints, plan_rows: tuple[int, ...]
+        self,
+        manifest: Manifest,
+        wire: RunWire,
+        log: Log,
+        store: Store,
+        initial: Ints,
+        plan_rows: tuple[int, ...],
+        train: rounds.Trainer,
     ) -> None:
         self.manifest, self.wire, self.log, self.store = manifest, wire, log, store
-        self.initial, self.plan_rows = initial, plan_rows
+        self.initial, self.plan_rows, self._train = initial, plan_rows, train
         self.replica = Replica(manifest, wire.decode, initial)
         self.rows = [RowView(manifest, s) for s in range(manifest.slots)]
         self.published: dict[tuple[int, str, bytes, int], bytes] = {}
@@ -142,7 +149,7 @@ class Checker:
         part = _Partition(Naive(p, self.manifest.slots), [genesis(self.manifest.slots)], [np.zeros_like(self.initial)])
         if p < self.manifest.slots:
             state = rounds.fresh_state(self.manifest, p, genesis(self.manifest.slots))
-            source = Source(self._record, self._fetch, self._rows(p), self._base, train)
+            source = Source(self._record, self._fetch, self._rows(p), self._base, self._train)
             part.again = Recomputation(self.manifest, p, self._base(()), state, self.wire, source)
             part.states[state.tip] = facts_of(state)
         return part

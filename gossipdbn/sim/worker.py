@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 from collections import deque
 from dataclasses import replace
@@ -18,9 +17,19 @@ from gossipdbn.core.host import Host
 from gossipdbn.core.recompute import Rows
 from gossipdbn.core.replica import Replica
 from gossipdbn.core.slot import Settings
-from gossipdbn.core.values import NO_METRICS, Claim, Payload, PayloadRef, RowRange, Sealed, SnapshotAnnounced, Update
+from gossipdbn.core.values import (
+    NO_METRICS,
+    Claim,
+    Metrics,
+    Payload,
+    PayloadRef,
+    RowRange,
+    Sealed,
+    SnapshotAnnounced,
+    Update,
+)
 from gossipdbn.errors import DataError, LocalProtocolError, LogError, RetentionError, SnapshotError, StoreError
-from gossipdbn.sim import abstract
+from gossipdbn.sim import abstract, mending
 from gossipdbn.sim.brokers import CONTROL, SHARDS, UPDATES, Writer
 from gossipdbn.sim.checkers import Violation
 from gossipdbn.wire.envelope import Unreadable
@@ -33,7 +42,6 @@ if TYPE_CHECKING:
 __all__ = ["Worker"]
 
 IDLE_S = 0.03
-MEND_S = 0.05
 
 
 class Worker:
@@ -71,6 +79,7 @@ class Worker:
         settings = Settings(
             worker=name,
             key_id=wire.key_id,
+            numerics=world.manifest.numerics,
             linger_s=o.linger_s,
             snapshot_every_s=o.snapshot_every_s,
             claim_delay_s=o.claim_delay_s,
@@ -156,10 +165,18 @@ class Worker:
         if self.recoveries:
             self._recover_some()
         if self.job is None:
-            self.perform(host.work())
+            self.perform(self.next_work())
         if self.leaving and host.stopped and not self.writer.held_anything():
             self.world.left(self)
         return bool(self.recoveries or self.mends or self.asks or self.mail)
+
+    def next_work(self) -> list[ev.Effect]:
+        """What the core wants to be done now."""
+        return self.host.work()
+
+    def metrics_of(self, _: rounds.RoundJob) -> Metrics:
+        """What a round reports of itself."""
+        return NO_METRICS
 
     def _poll(self) -> None:
         for p in self.world.shuffled(len(self.host.replica.chains)):
@@ -226,7 +243,7 @@ class Worker:
         for hold in list(self.holds.values()):
             payload = self._fetch(hold.wants) if hold.wants is not None else None
             if payload is None:
-                self._mend(hold)
+                mending.mend(self, hold)
             else:
                 del self.holds[hold.partition]
                 self.mends.pop(hold.partition, None)
@@ -234,37 +251,9 @@ class Worker:
         if self.writer.broken:
             self._step(ev.SendFailed(self.writer.broken))
 
-    def _mend(self, hold: ev.Hold) -> None:
-        """A payload that does not come is stored again by who has it, or recomputed."""
-        p, waited_s = hold.partition, self.world.now_s - self.held_s[hold.partition]
-        if hold.wants is None or p == self.world.options.slots:
-            return
-        if waited_s < (MEND_S if p in self.host.slots else 3 * MEND_S):
-            return
-        payload = self.host.under_way(p, hold.raw)
-        if payload is not None:
-            self._put_back(*self.wire.pack_payload(payload))
-            return
-        if p not in self.mends:
-            self.mends[p] = self._resume(resume.beyond(p, self.host.replica.chains[p], hold.raw), mend=True)[0]
-        try:
-            outcome = self.mends[p].advance()
-        except (LogError, StoreError) as e:
-            if isinstance(e, RetentionError):
-                raise
-            return
-        if outcome is not None:
-            del self.mends[p]
-            if outcome.state is None and not any(self.world.log.first.values()):
-                raise Violation(f"{self.name} cannot recompute a payload, though the log holds all: {outcome.reason}")
-
-    def _put_back(self, ref: PayloadRef, data: bytes) -> None:
-        name = payload_name(ref)
-        if self.world.store.ever.get(name) != data:
-            raise Violation(f"{self.name} puts {name} back with other bytes than it had")
-        self.world.say(f"{self.name} puts {name[:20]} back")
-        with contextlib.suppress(StoreError):
-            self.world.store.put(name, data, self.world.store_time())
+    def put_back(self, ref: PayloadRef, data: bytes) -> None:
+        """A payload that was gone, recomputed."""
+        mending.put_back(self, ref, data)
 
     def _fetch(self, ref: PayloadRef) -> Payload | None:
         try:
@@ -329,8 +318,8 @@ class Worker:
             try:
                 values, labels, total = self.rows[job.slot].get(job.rows) if job.slot in self.rows else (None, None, 0)
                 if values is not None:
-                    abstract.train(self.world.manifest, job, values, labels, total)
-                    self.mail.append(ev.RoundTrained(job, NO_METRICS))
+                    self.world.train(self.world.manifest, job, values, labels, total)
+                    self.mail.append(ev.RoundTrained(job, self.metrics_of(job)))
             except DataError as e:
                 self.mail.append(ev.RoundFailed(job.slot, str(e)))
         self.wake(0.0)
@@ -388,9 +377,10 @@ class Worker:
     def _recover(self, effect: ev.Recover) -> None:
         self.rows.pop(effect.slot, None)
         self._read_control(self.world.log.end(CONTROL, 0))
-        self.recoveries[effect.slot] = self._resume(effect)
+        self.recoveries[effect.slot] = self.resume(effect)
 
-    def _resume(self, effect: ev.Recover, mend: bool = False) -> tuple[resume.Resume, list[abstract.RowView]]:
+    def resume(self, effect: ev.Recover, mend: bool = False) -> tuple[resume.Resume, list[abstract.RowView]]:
+        """A recovery with this world's log, store and rows behind it, and where it keeps the rows."""
         views: list[abstract.RowView] = []
         announced = sorted(self.snapshots.get(effect.slot, ()), key=lambda a: -a.seq)
 
@@ -405,8 +395,8 @@ class Worker:
             self._load,
             begin,
             lambda: self.world.initial,
-            abstract.train,
-            remade=self._put_back,
+            self.world.train,
+            remade=self.put_back,
         )
         return resume.Resume(self.world.manifest, effect, self.wire, inputs), views
 

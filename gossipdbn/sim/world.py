@@ -10,14 +10,16 @@ import heapq
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from gossipdbn.core import events as ev
 from gossipdbn.core import rounds
 from gossipdbn.core.slot import Slot
+from gossipdbn.core.values import Manifest
 from gossipdbn.errors import RetentionError
-from gossipdbn.sim import faults
+from gossipdbn.sim import abstract, faults
 from gossipdbn.sim.brokers import SHARDS, Log, Store
 from gossipdbn.sim.checkers import Checker, Violation
 from gossipdbn.sim.options import Fault, Options, manifest_of
@@ -26,18 +28,31 @@ from gossipdbn.wire import envelope
 from gossipdbn.wire.messages import RunWire
 from gossipdbn.wire.shards import BITS, ShardSequence, encode_shard, make_shard, slot_of
 
-__all__ = ["World"]
+__all__ = ["Job", "World"]
 
 EVENTS_MAX = 60_000
 PATIENCE_S = 60.0
 WORKERS_MAX = 5
 
 
-class World:
-    """A run under the options of a seed. ``transcript`` fills when ``trace`` is set."""
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a world works on: a run's manifest, per slot its shards' records with the end mark, and who trains."""
 
-    def __init__(self, options: Options, trace: bool = False) -> None:
-        self.options, self.manifest = options, manifest_of(options)
+    manifest: Manifest
+    feed: list[list[bytes]]
+    train: rounds.Trainer
+
+
+class World:
+    """A run under the options of a seed. ``transcript`` fills when ``trace`` is set.
+
+    ``job``: another run than the small one that the options describe.
+    """
+
+    def __init__(self, options: Options, trace: bool = False, job: Job | None = None) -> None:
+        self.options, self.manifest = options, job.manifest if job is not None else manifest_of(options)
+        self.train = job.train if job is not None else abstract.train
         self.now_s = 0.0
         self.events = 0
         self.counted: Counter[str] = Counter()
@@ -46,7 +61,7 @@ class World:
         self.workers: list[Worker] = []
         self.owner: list[Worker | None] = [None] * options.slots
         self.paused_run = False
-        self.feed: list[list[bytes]] = []
+        self.feed: list[list[bytes]] = job.feed if job is not None else []
         self._trace = trace
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
@@ -57,7 +72,8 @@ class World:
         self.store = Store(self)
         self.log = Log(options.slots, self, self._appended)
         wire = RunWire(0, self.keys)
-        self.checker = Checker(self.manifest, wire, self.log, self.store, self.initial, self._shards())
+        planned = options.rows if job is not None else self._shards()
+        self.checker = Checker(self.manifest, wire, self.log, self.store, self.initial, planned, self.train)
 
     # ---- what others ask for ----------------------------------------------------------------------------------------
     def later(self, delay_s: float, what: Callable[[], None]) -> None:
@@ -256,10 +272,14 @@ class World:
         while not self._over():
             if not self._queue or self.events > EVENTS_MAX or self.now_s > self.options.healed_s + PATIENCE_S:
                 raise Violation(f"the run does not end: at {self.now_s:.1f} s, {self.events} events, {self._stuck()}")
-            self.now_s, _, what = heapq.heappop(self._queue)
-            self.events += 1
-            what()
+            self.step()
         self._final()
+
+    def step(self) -> None:
+        """The next event."""
+        self.now_s, _, what = heapq.heappop(self._queue)
+        self.events += 1
+        what()
 
     def _strike(self, fault: Fault) -> None:
         if faults.strike(self, fault):
