@@ -1,4 +1,8 @@
-"""A run on a real broker and the simulator agree: the same schedule of rounds gives the same records and digest."""
+"""A run on a real broker and the simulator agree: the same schedule of rounds gives the same records and digest.
+
+One way, what real processes did is played by simulated workers. The other way, a seed's world, with its faults, trains
+a real model; its log is put on a real broker, where a real worker and replay come to the same.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,15 @@ import numpy as np
 import pytest
 
 from gossipdbn.core import rounds
+from gossipdbn.launch.follow import rows_of_slots
 from gossipdbn.models.spec import PhaseSpec
 from gossipdbn.ports import Record
-from gossipdbn.sim.world import Job
+from gossipdbn.sim.brokers import UPDATES
+from gossipdbn.sim.options import Fault, draw
+from gossipdbn.sim.world import Job, World
 from gossipdbn.testing import RunHarness
 from gossipdbn.worker.recover import fetch_payload
+from tests.core.making import replace
 from tests.sim.conductor import Conductor, accepted
 
 pytestmark = [pytest.mark.integration, pytest.mark.kafka]
@@ -59,3 +67,38 @@ def test_simulated_workers_make_the_run_of_real_processes_again(gossip_run: Call
     assert {f"{again.digest():016x}"} == set(run.digests().values())
     assert again.version == run.follower.replica.version and again.finished
     assert conductor.recovered and len(conductor.workers) > 1
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", [3, 6])
+def test_a_simulated_run_is_a_run_on_a_real_broker(gossip_run: Callable[..., RunHarness], seed: int) -> None:
+    """Kills, zombies, cuts and lost writers in virtual time, real training; then the records on Kafka."""
+    phases = [PhaseSpec("cd", 0, 2, batch=5, tau=2), PhaseSpec("backprop", 0, 2, batch=5, tau=2, optimizer="adam")]
+    run = gossip_run(visible=20, hidden=(12,), phases=phases, classes=3, slots=3)
+    rng = np.random.default_rng(seed)
+    values, labels = (rng.random((300, 20)) < 0.3).astype(np.uint8), rng.integers(0, 3, 300).astype(np.int32)
+    run.feed_rows(values, labels, shard_rows=20)
+    feed = [[r.value for r in records(run, run.topics.shards, s)] for s in range(3)]
+    kinds = ("kill", "zombie", "pause", "move", "reset", "cut", "lose", "unacked", "repeat", "kill", "zombie", "clock")
+    faults = tuple(Fault(0.05 + 0.03 * i, kind, 7 * i + seed, 3 * i, 0.6) for i, kind in enumerate(kinds))
+    fed = tuple(r or 0 for r in rows_of_slots(run.log, run.manifest, {}).values())
+    options = replace(
+        draw(seed), slots=3, workers=2, rows=fed, rotate_at_s=None, snapshot_every_s=0.05, faults=faults,
+        latency_s=0.002, train_s=0.006, feed_s=0.0, store_s=0.005, session_s=0.05, poll_max=50, pending=8,
+    )  # fmt: skip
+    world = World(options, job=Job(run.manifest, feed, rounds.run))
+    world.run()
+    assert world.counted["kill"] and world.checker.replica.finished
+    writer = run.log.writer()
+    for slot in range(3):
+        for record in world.log.records[UPDATES, slot]:
+            writer.send(run.topics.updates, slot, record.raw)
+    assert writer.flush(20.0)
+    writer.close()
+    run.start_worker("late")
+    run.wait_until_finished(WAIT_S)
+    run.assert_exact_ledger()
+    digest = f"{world.checker.replica.digest():016x}"
+    assert run.digests() == {"late": digest, "log": digest}
+    found = run.assert_replayable()
+    assert found.digest == digest and found.claims > 3
