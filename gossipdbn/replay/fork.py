@@ -48,7 +48,8 @@ def child_manifest(
     plan = tuple(phases) if phases is not None else parent.phases
     spec = parent.spec
     for i, phase in enumerate(plan):
-        if not 0 <= phase.layer < len(spec.hidden) or (phase.learner == "backprop" and not spec.classes):
+        fits = spec.classes if phase.learner == "backprop" else spec.hidden_units == "binary"
+        if not 0 <= phase.layer < len(spec.hidden) or not fits:
             raise ConfigError(f"phase {i} ({phase.learner}, layer {phase.layer}) does not fit the parent's model")
     key = hashlib.sha256(f"gossipdbn fork {parent.run_key} {child} {origin['digest']}".encode()).digest()
     config = {**parent.config, **({"store": store} if store else {})}
