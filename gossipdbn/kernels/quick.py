@@ -8,6 +8,7 @@ state; whoever compiles a matrix product loads the BLAS then.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,18 @@ def _absent(name: str) -> Iterator[None]:
         del sys.modules[name]
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No search for garbage among the many objects of a large import, none of which is any."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 def _ensure_blas_later() -> None:
     """Stands in for numba's own ``ensure_blas`` while it only asks."""
     if importlib.util.find_spec("scipy") is None:
@@ -46,12 +59,13 @@ def _load_array_functions(linalg: ModuleType) -> None:
 
 def _load_numba() -> ModuleType:
     """Import numba; what an earlier import has done already stays as it is."""
-    with _absent("coverage"), _absent("scipy"):
-        import numba
-    from numba.np import linalg
+    with _no_collection():
+        with _absent("coverage"), _absent("scipy"):
+            import numba
+        from numba.np import linalg
 
-    if "numba.np.arraymath" not in sys.modules and hasattr(linalg, "ensure_blas"):
-        _load_array_functions(linalg)
+        if "numba.np.arraymath" not in sys.modules and hasattr(linalg, "ensure_blas"):
+            _load_array_functions(linalg)
     return numba
 
 

@@ -17,6 +17,9 @@ learners.warm(ModelSpec(8, (4,), "binary", 2), [PhaseSpec("cd"), PhaseSpec("back
 loaded = {"scipy", "sklearn", "pandas", "pyarrow", "pyspark", "confluent_kafka"} & set(sys.modules)
 assert not loaded, loaded
 assert ("coverage" in sys.modules) == running
+import gc
+
+assert gc.isenabled()
 """
 PRODUCT = """
 import numba
