@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 ARGS ?=
 SEEDS ?= 1000
+MUTANTS ?= 1000000
 
 help:  ## this list
 	@awk -F':.*##  *' '/^[a-z-]+:.*##/ {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +38,9 @@ check: $(VENV)/.dev  ## lint, types, import floors, the code's own habits
 
 sim: $(VENV)/.demo  ## schedules of whole clusters with faults, on virtual time: make sim SEEDS=1000
 	@$(BIN)/gossipdbn sim --seeds $(SEEDS) $(ARGS)
+
+fuzz: $(VENV)/.test  ## a million damaged records, payloads and snapshots (minutes): no crash, no wrong acceptance
+	@$(BIN)/python -m tests.wire.fuzz $(MUTANTS) --json benchmarks/results/fuzz.json $(ARGS)
 
 learning: $(VENV)/.test  ## the learning bars, seeds fixed (about an hour; ARGS="--quick" or "--tasks nltcs --data FOLDER")
 	@$(BIN)/python benchmarks/learning.py --json benchmarks/results/learning.json $(ARGS)
@@ -75,4 +79,4 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.test
 	@$(PIP) install -q -e '.[dev]'
 	@touch $@
 
-.PHONY: help whole-job demo test unit integration check sim learning clean java
+.PHONY: help whole-job demo test unit integration check sim fuzz learning clean java

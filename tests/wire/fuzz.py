@@ -7,14 +7,15 @@ Most mutants are sealed again after the damage, so that they get to the schema, 
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import random
 import resource
 import struct
-import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 
@@ -200,18 +201,24 @@ class Fuzzer:
         return self.seen
 
 
-def main(count: int) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("count", nargs="?", type=int, default=1_000_000, help="mutants")
+    parser.add_argument("--json", type=Path, help="write the result here too")
+    args = parser.parse_args()
+    count = args.count
     fuzzer = Fuzzer(0)
     fuzzer.run(2000)
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     seen = fuzzer.run(count)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     seconds = time.perf_counter() - began
-    print(
-        json.dumps({"mutants": count, "seconds": round(seconds, 1), "grown_mib": round(grown, 1), "became": dict(seen)})
-    )
+    found = {"mutants": count, "seconds": round(seconds, 1), "grown_mib": round(grown, 1), "became": dict(seen)}
+    print(json.dumps(found))
+    if args.json is not None:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
     assert grown < MEMORY_MIB, f"memory grew by {grown:.0f} MiB"
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)
+    main()
