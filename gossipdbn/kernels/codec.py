@@ -39,7 +39,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gossipdbn.kernels.codec_kernels import add_int8, add_run, add_runs, encode_int8, read_int8
+from gossipdbn.kernels.codec_kernels import add_int8, add_runs, encode_int8, read_int8
 from gossipdbn.kernels.digests import digest_words, largest
 from gossipdbn.kernels.ternary_read import HEADER, MALFORMED, OUTSIDE, SCALE, decode_ternary
 from gossipdbn.kernels.ternary_write import encode_ternary, fold_residual
@@ -52,6 +52,7 @@ _MASK = (1 << 64) - 1
 _INT8_STATUS = (0, SCALE, OUTSIDE, HEADER)
 _NO_INTS = np.zeros(0, np.int32)
 _NO_BYTES = np.zeros(0, np.uint8)
+_NO_RUNS = np.zeros((0, 3), np.int64)
 
 Ints = NDArray[np.int32]
 
@@ -64,7 +65,8 @@ class Deltas:
     ----------
     digest : sum delta_i * r_i mod 2**64 over global parameter indices i, see `digest`.
     base : first global index of the tensor, of ``rows`` blocks of ``cols``.
-    index, delta : ternary: int32 [n], global indices and what to add there; two ascending runs, the first of ``first``.
+    index, delta : ternary: int32 [n], global indices and what to add there. runs : int64 [2, 3], the same as addresses
+        of ascending indices, of deltas, and lengths.
     values : exact: int32 [rows * cols]. codes : int8: uint8 [rows + rows * cols], scales and codes.
     """
 
@@ -72,11 +74,14 @@ class Deltas:
     base: int
     rows: int
     cols: int
-    first: int
     index: Ints
     delta: Ints
+    runs: NDArray[np.int64]
     values: Ints
     codes: NDArray[np.uint8]
+
+    def __reduce__(self) -> str:
+        raise TypeError("decoded deltas hold addresses: they can be neither copied nor sent to another process")
 
 
 def fold(residual: Ints, now: Ints, start: Ints, divisor: int) -> None:
@@ -127,7 +132,7 @@ def read(codec: int, data: bytes, rows: int, cols: int, e_max: int = 6, base: in
         values = np.frombuffer(data, "<i4").astype(np.int32, copy=False)
         if n and largest(values) > RESIDUAL_MAX:
             raise ValueError("exact update holds a value beyond +-2**30")
-        return Deltas(digest(values, base), base, rows, cols, 0, _NO_INTS, _NO_INTS, values, _NO_BYTES)
+        return Deltas(digest(values, base), base, rows, cols, _NO_INTS, _NO_INTS, _NO_RUNS, values, _NO_BYTES)
     view = np.frombuffer(data, np.uint8)
     if codec == INT8:
         if len(data) != rows * (cols + 1):
@@ -135,15 +140,15 @@ def read(codec: int, data: bytes, rows: int, cols: int, e_max: int = 6, base: in
         status, total = read_int8(view, rows, cols, e_max + 17, base)
         if status != 0:
             raise ValueError(f"update of {rows} x {cols} is malformed: {MALFORMED[_INT8_STATUS[status]]}")
-        return Deltas(int(total) & _MASK, base, rows, cols, 0, _NO_INTS, _NO_INTS, _NO_INTS, view)
+        return Deltas(int(total) & _MASK, base, rows, cols, _NO_INTS, _NO_INTS, _NO_RUNS, _NO_INTS, view)
     if codec != TERNARY:
         raise ValueError(f"unknown codec {codec}; known are 0 (exact), 1 (ternary), 2 (int8)")
     if len(data) > _ternary_bound(rows, cols):
         raise ValueError(f"ternary update of {len(data)} bytes for {rows} x {cols}: longer than any encoding")
-    status, total, first, index, delta = decode_ternary(view, rows, cols, e_max + 24, base)
+    status, total, index, delta, runs = decode_ternary(view, rows, cols, e_max + 24, base)
     if status != 0:
         raise ValueError(f"update of {rows} x {cols} is malformed: {MALFORMED[status]}")
-    return Deltas(int(total) & _MASK, base, rows, cols, first, index, delta, _NO_INTS, _NO_BYTES)
+    return Deltas(int(total) & _MASK, base, rows, cols, index, delta, runs, _NO_INTS, _NO_BYTES)
 
 
 def merge(acc: Ints, batch: Sequence[Deltas]) -> None:
@@ -153,7 +158,6 @@ def merge(acc: Ints, batch: Sequence[Deltas]) -> None:
     """
     if not acc.flags.c_contiguous or acc.ndim != 1:
         raise ValueError("accumulators must be one contiguous vector")
-    sparse: list[tuple[Ints, Ints]] = []
     for d in batch:
         end = d.base + d.rows * d.cols
         if end > acc.size or d.base < 0:
@@ -162,12 +166,8 @@ def merge(acc: Ints, batch: Sequence[Deltas]) -> None:
             np.add(acc[d.base : end], d.values, out=acc[d.base : end])
         elif d.codes.size:
             add_int8(acc[d.base : end], d.codes, d.rows, d.cols)
-        sparse += [(d.index[s], d.delta[s]) for s in (slice(d.first), slice(d.first, None)) if d.index[s].size]
-    if len(batch) == 1:
-        for index, delta in sparse:
-            add_run(acc, index, delta)
-    elif sparse:
-        add_runs(acc, np.array([(i.ctypes.data, d.ctypes.data, i.size) for i, d in sparse], np.int64))
+    if batch:
+        add_runs(acc, np.concatenate([d.runs for d in batch]))
 
 
 def decode(codec: int, data: bytes, rows: int, cols: int) -> Ints:

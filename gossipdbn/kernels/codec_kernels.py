@@ -118,12 +118,6 @@ def _add(acc, index, delta, count):
 
 
 @kernel
-def add_run(acc, index, delta):
-    """acc[index[i]] += delta[i], modulo 2**32. The caller has checked that the indices lie inside."""
-    _add(addr(acc), addr(index), addr(delta), index.size)
-
-
-@kernel
 def add_runs(acc, runs):
     """Add several runs in one pass over the accumulators.
 

@@ -59,14 +59,15 @@ _BEHIND = (1 << 31) - 1  # in the list of a group: no code
 def decode_ternary(data, rows, cols, shift_max, base):
     """Check and decode; ``base`` is the tensor's first global index.
 
-    Returns (status, digest, length of the first ascending run, index int32 [n], delta int32 [n]).
+    Returns (status, digest, index int32 [n], delta int32 [n], runs int64 [2, 3]): gap-coded blocks, then planes, each
+    an ascending run, as addresses of its indices and deltas and its length (`codec_kernels.add_runs`).
     """
     size = np.int64(data.size)
     kinds = np.empty(rows, np.uint8)  # 0 empty, else shift + 1, bit 7 planes
-    nothing = np.empty(0, np.int32)
+    nothing, no_runs = np.empty(0, np.int32), np.empty((0, 3), np.int64)
     status, p, n = _read_header(data, rows, shift_max, kinds)
     if status != 0:
-        return status, np.int64(0), np.int64(0), nothing, nothing
+        return status, np.int64(0), nothing, nothing, no_runs
     gapped, planar = np.int64(0), np.int64(0)
     for r in range(rows):
         planar += kinds[r] >> 7
@@ -75,16 +76,16 @@ def decode_ternary(data, rows, cols, shift_max, base):
     planes_at = size - planar * 2 * width
     slices_at = p + (n + GROUP - 1) // GROUP
     if slices_at > planes_at:
-        return EARLY, np.int64(0), np.int64(0), nothing, nothing
+        return EARLY, np.int64(0), nothing, nothing, no_runs
     if n > gapped * cols:
-        return OUTSIDE, np.int64(0), np.int64(0), nothing, nothing
+        return OUTSIDE, np.int64(0), nothing, nothing, no_runs
     status, unary_at = _sizes_of(data, p, n, slices_at, log2(2 * max(cols, 1)))
     if status == 0 and unary_at + (n + 7) // 8 > planes_at:
         status = EARLY
     if status == 0 and planes_at - unary_at > n:  # no Rice parameter that is allowed gives so many bits
         status = LEFT
     if status != 0:
-        return status, np.int64(0), np.int64(0), nothing, nothing
+        return status, np.int64(0), nothing, nothing, no_runs
     padded = np.empty(size + 64, np.uint8)
     padded[:size] = data
     padded[size:] = 0
@@ -99,11 +100,14 @@ def decode_ternary(data, rows, cols, shift_max, base):
     if status == 0:
         status = _read_planes(padded, planes_at, cols, base, kinds, index, delta, n)
     if status != 0:
-        return status, np.int64(0), np.int64(0), nothing, nothing
-    behind = n * 4
-    digest = digest_run(addr(index), addr(delta), n)
-    digest += digest_run(addr(index) + behind, addr(delta) + behind, room - n)
-    return 0, digest, n, index[:room], delta[:room]
+        return status, np.int64(0), nothing, nothing, no_runs
+    runs = np.empty((2, 3), np.int64)
+    total = np.int64(0)
+    for i in range(2):
+        runs[i, 0], runs[i, 1] = addr(index) + i * n * 4, addr(delta) + i * n * 4
+        runs[i, 2] = room - n if i else n
+        total += digest_run(runs[i, 0], runs[i, 1], runs[i, 2])
+    return 0, total, index[:room], delta[:room], runs
 
 
 @inline

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import tracemalloc
 
 import numpy as np
@@ -233,6 +235,13 @@ def test_one_pass_of_many_updates_equals_one_after_the_other():
     for d in batch:
         codec.merge(apart, [d])
     np.testing.assert_array_equal(together, apart)
+
+
+def test_decoded_deltas_are_not_copied():
+    read = codec.read(codec.TERNARY, codec.quantise(codec.TERNARY, deltas(5, 5, 1.0), 4), 5, 5)
+    for copying in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="addresses"):
+            copying(read)
 
 
 @pytest.mark.parametrize("kind", [codec.EXACT, codec.TERNARY, codec.INT8])
