@@ -23,6 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from kernel_codec import codec
 
 ROOT = Path(__file__).resolve().parent.parent
 AVX2 = "+avx,+avx2,+fma,+sse4.2,+sse4.1,+ssse3,+sse3,+sse2,+popcnt,+bmi,+bmi2"
@@ -284,67 +285,6 @@ def transform(rounds: int) -> dict[str, float]:
     }
 
 
-def codec(rounds: int) -> dict[str, float]:
-    """Updates of 784 x 500 with 5 % of their codes not zero, beside one CD-1 step of 100 rows in the same rounds.
-
-    ``encode``: a residual quantised and coded; ``fold_and_encode``: the same after a round's progress was added to it.
-    ``read``: everything checked, decoded and digested. ``merge``: one decoded update added to the accumulators;
-    ``merge_8`` eight in one pass. ``digest``: of the accumulators in memory. ``operands``: the layer's two planes made
-    anew from the accumulators (once a round).
-    """
-    from gossipdbn.adapters.heap import return_memory
-    from gossipdbn.kernels import codec as c
-    from gossipdbn.kernels.workspaces import IntegerSpace
-
-    return_memory()  # as in a worker
-    rng = np.random.default_rng(0)
-    large = rng.choice([-40_000, 40_000], (784, 500))
-    d = np.where(rng.random((784, 500)) < 0.05, large, rng.integers(-30_000, 30_000, (784, 500))).astype(np.int32)
-    start, zero = np.zeros(d.size, np.int32), np.zeros(d.shape, np.int32)
-    residual, now, acc = zero.copy(), d.reshape(-1), np.zeros(d.size, np.int32)
-    data = c.quantise(c.TERNARY, d.copy(), 4)
-    update = c.read(c.TERNARY, data, 784, 500, 4)
-    eight = [c.read(c.TERNARY, c.quantise(c.TERNARY, np.roll(d, 97 * i, 1), 4), 784, 500, 4) for i in range(1, 9)]
-    space = IntegerSpace.new(784, 500)
-    biases, offsets = (np.zeros(784, np.int32), np.zeros(500, np.int32)), np.zeros(784, f4)
-
-    def encode() -> None:
-        np.copyto(residual, d)
-        c.quantise(c.TERNARY, residual, 4)
-
-    def fold_and_encode() -> None:
-        np.copyto(residual, zero)
-        c.fold_and_quantise(c.TERNARY, residual, now, start, 1, 4)
-
-    count = 10
-    t = medians(
-        {
-            "encode": encode,
-            "fold_and_encode": fold_and_encode,
-            "copy": lambda: np.copyto(residual, zero),
-            "read": lambda: c.read(c.TERNARY, data, 784, 500, 4),
-            "merge": lambda: c.merge(acc, [update]),
-            "merge_8": lambda: c.merge(acc, eight),
-            "digest": lambda: c.digest(acc),
-            "operands": lambda: space.load(acc, *biases, offsets, None),
-            "steps": ours(100, 784, 500, count=count),
-        },
-        rounds,
-    )
-    step, copy = t.pop("steps") / count, t.pop("copy")
-    t["encode"], t["fold_and_encode"] = t["encode"] - copy, t["fold_and_encode"] - copy
-    t["read_and_merge"] = t["read"] + t["merge"]
-    return {
-        "density": round(float(update.index.size / d.size), 4),
-        "bytes": len(data),
-        "cd1_step_us": round(step * 1e6),
-    } | {
-        key: value
-        for name, seconds in t.items()
-        for key, value in ((f"{name}_us", round(seconds * 1e6)), (f"{name}_of_step", round(seconds / step, 3)))
-    }
-
-
 def machine() -> dict[str, object]:
     from gossipdbn.kernels import tiers
 
@@ -377,7 +317,7 @@ def measure(quick: bool) -> dict[str, object]:
         **variants(max(rounds // 2, 5)),
         "backprop": backprop(max(rounds // 2, 5)),
         "transform": transform(max(rounds // 2, 5)),
-        "codec": codec(rounds),
+        "codec": codec(lambda candidates: medians(candidates, rounds), ours(100, 784, 500, count=10), 10),
     }
 
 
