@@ -1,8 +1,8 @@
 """How fast a run is recomputed beside how fast it was trained, on the same core: ``benchmarks/replay.py --help``.
 
 One worker hosts all slots on the in-memory log, so the training time holds no network; then the run is verified by one
-process. Times are wall clock and, for machines that are not quiet,
-CPU seconds of this process; ``kernel`` is the part inside the learners.
+process. Times are wall clock and, for machines that are not quiet, CPU seconds of this process; ``kernel`` is the part
+inside the learners. The exit status says whether replay, copying the log included, was at least as fast.
 """
 
 from __future__ import annotations
@@ -122,6 +122,7 @@ def main() -> None:
     print(json.dumps(result, indent=1))
     if o.json:
         o.json.write_text(json.dumps(result, indent=1) + "\n")
+    raise SystemExit(0 if result["replay_over_training"] >= 1 else 1)
 
 
 if __name__ == "__main__":
