@@ -75,6 +75,7 @@ class Replica:
         self.manifest = manifest
         self._acc: NDArray[np.int32] = parameters.astype(np.int32, copy=True)
         self._unmerged: list[Deltas] = []
+        self._unmerged_bytes = 0
         self.chains: list[chains.Chain] = list(at or [chains.genesis(manifest.slots)] * (manifest.slots + 1))
         self.mismatches: list[DigestMismatch] = []
         self._decode = decode
@@ -90,6 +91,7 @@ class Replica:
         if self._unmerged:
             codec.merge(self._acc, self._unmerged)
             self._unmerged.clear()
+            self._unmerged_bytes = 0
         return self._acc
 
     @property
@@ -126,10 +128,11 @@ class Replica:
         return chains.judge(self.manifest, self.chains[partition], partition, self._decode(raw), fetched)
 
     def _add(self, deltas: Sequence[Deltas]) -> None:
+        """Keep an update's deltas until somebody looks, but never more bytes than the parameters have."""
         self._unmerged += deltas
-        if len(self._unmerged) >= UNMERGED_MAX:
-            codec.merge(self._acc, self._unmerged)
-            self._unmerged.clear()
+        self._unmerged_bytes += sum(d.nbytes for d in deltas)
+        if len(self._unmerged) >= UNMERGED_MAX or self._unmerged_bytes > self._acc.nbytes:
+            _ = self.acc
 
     def digest(self) -> int:
         """Digest of the parameters, computed from memory."""

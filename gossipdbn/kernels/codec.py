@@ -80,6 +80,11 @@ class Deltas:
     values: Ints
     codes: NDArray[np.uint8]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that these deltas hold."""
+        return self.index.nbytes + self.delta.nbytes + self.values.nbytes + self.codes.nbytes
+
     def __reduce__(self) -> str:
         raise TypeError("decoded deltas hold addresses: they can be neither copied nor sent to another process")
 

@@ -128,3 +128,21 @@ def test_all_slots_closed_is_finished():
     assert not author.replica.finished
     author.whole_slot(1)
     assert author.replica.finished
+
+
+def test_what_waits_to_be_merged_is_bounded_and_missed_by_nobody():
+    """Updates are added when somebody looks; until then they hold no more memory than the parameters."""
+    author, replica = Author(M), a_replica(M)
+    author.claim(0)
+    author.claim(1, "b")
+    for i in range(12):
+        author.update(i % 2, 1)
+    waited = 0
+    for p, records in enumerate(author.log):
+        for offset, raw in enumerate(records):
+            replica.read(p, offset, raw, None)
+            assert sum(d.nbytes for d in replica._unmerged) <= replica._acc.nbytes
+            waited = max(waited, len(replica._unmerged))
+    assert waited > 1
+    assert np.array_equal(replica.acc, author.replica.acc) and not replica._unmerged
+    assert replica.digest() == replica.expected_digest(replica.version)
