@@ -210,7 +210,8 @@ def _read_codes(p, n, slices, unary, unary_end, cols, base, kinds, index, delta)
         return PADDING
     storei(codes + n * 4, vi(_BEHIND))
     storei(codes + n * 4 + 64, vi(_BEHIND))
-    return _give_blocks(codes, n, cols, base, kinds, index, delta)
+    status = _give_blocks(codes, n, cols, base, kinds, index, delta)
+    return status if scratch.size > n else EARLY  # a use: the compiler frees an array after its last one
 
 
 @inline

@@ -29,6 +29,21 @@ def _left(setting: str) -> int:
     return int(done.stdout)
 
 
+READ = """
+import numpy as np
+from gossipdbn.adapters.heap import return_memory
+from gossipdbn.kernels import codec
+return_memory()
+residual = np.zeros((4096, 4096), np.int32)
+residual.reshape(-1)[::12] = 1 << 14
+codec.read(codec.TERNARY, codec.quantise(codec.TERNARY, residual, 6), 4096, 4096)
+"""
+
+
+def test_an_update_of_more_than_a_million_codes_is_read_from_memory_that_is_still_there() -> None:
+    subprocess.run([sys.executable, "-c", READ], check=True)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the settings are glibc's")
 def test_large_arrays_leave_nothing_behind() -> None:
     assert _left("no") > 40 << 20
