@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 import tracemalloc
 
 import numpy as np
@@ -304,3 +305,27 @@ def test_an_absurd_count_costs_nothing():
         codec.read(codec.TERNARY, data, 30, 40, 4)
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
+
+
+def test_threads_that_read_and_free_do_not_disturb_each_other():
+    """Scratch memory that is freed before its last use shows as wrong digests, or ends the process."""
+    rng = np.random.default_rng(4)
+    updates = []
+    for density in (0.02, 0.05, 0.08):
+        large = np.where(rng.random((300, 500)) < density, rng.choice([-40_000, 40_000], (300, 500)), 9_000)
+        data = codec.quantise(codec.TERNARY, large.astype(np.int32), 4)
+        updates.append((data, codec.read(codec.TERNARY, data, 300, 500, 4, 0).digest))
+    wrong: list[int] = []
+
+    def read(first: int) -> None:
+        for i in range(2_000):
+            data, digest = updates[(first + i) % len(updates)]
+            if codec.read(codec.TERNARY, data, 300, 500, 4, 0).digest != digest:
+                wrong.append(i)
+
+    readers = [threading.Thread(target=read, args=(i,)) for i in range(3)]
+    for t in readers:
+        t.start()
+    while any(t.is_alive() for t in readers):
+        np.empty(int(rng.integers(1_000, 200_000)), np.int32).fill(-1)
+    assert not wrong
