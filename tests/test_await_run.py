@@ -7,6 +7,7 @@ import pytest
 from gossipdbn.adapters.memory import MemoryLog
 from gossipdbn.core.topics import run_topics
 from gossipdbn.errors import ConfigError, LogError, RunMissing
+from gossipdbn.kernels.version import NUMERICS
 from gossipdbn.launch.look import await_run
 from gossipdbn.launch.runs import create_run
 from tests.core.making import a_manifest
@@ -31,7 +32,7 @@ class Waiting:
 def test_it_waits_for_the_topics_then_for_the_manifest_and_says_so_once_each() -> None:
     log = MemoryLog()
     topics = run_topics("r", 2)
-    waiting = Waiting(lambda: None, lambda: log.create_topics(topics), lambda: create_run(log, a_manifest()))
+    waiting = Waiting(lambda: None, lambda: log.create_topics(topics), lambda: create_run(log, a_manifest(numerics=NUMERICS)))
     assert waiting.run(log) == "r"
     assert ["is not on this log" in waiting.said[0], "has no manifest yet" in waiting.said[1]] == [True, True]
     assert len(waiting.said) == 2 and waiting.said[0].startswith("waiting up to 60 s more")
@@ -48,7 +49,7 @@ def test_brokers_that_do_not_answer_yet_are_waited_for() -> None:
             return super().topics()
 
     log = Starting()
-    create_run(log, a_manifest())
+    create_run(log, a_manifest(numerics=NUMERICS))
     waiting = Waiting()
     assert waiting.run(log) == "r" and len(waiting.said) == 1
 
