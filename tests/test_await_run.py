@@ -32,7 +32,8 @@ class Waiting:
 def test_it_waits_for_the_topics_then_for_the_manifest_and_says_so_once_each() -> None:
     log = MemoryLog()
     topics = run_topics("r", 2)
-    waiting = Waiting(lambda: None, lambda: log.create_topics(topics), lambda: create_run(log, a_manifest(numerics=NUMERICS)))
+    manifest = a_manifest(numerics=NUMERICS)
+    waiting = Waiting(lambda: None, lambda: log.create_topics(topics), lambda: create_run(log, manifest))
     assert waiting.run(log) == "r"
     assert ["is not on this log" in waiting.said[0], "has no manifest yet" in waiting.said[1]] == [True, True]
     assert len(waiting.said) == 2 and waiting.said[0].startswith("waiting up to 60 s more")
