@@ -88,6 +88,7 @@ def prepare() -> None:
 
         gossipdbn prepare
     """
+    from gossipdbn.cli.doctor import trust_this_machine
     from gossipdbn.embedded import artifacts
     from gossipdbn.models import learners
     from gossipdbn.models.spec import ModelSpec, PhaseSpec
@@ -95,7 +96,8 @@ def prepare() -> None:
 
     began = time.monotonic()
     artifacts.ensure(artifacts.KAFKA, notice)
-    notice("compiling the kernels for this machine")
+    notice("compiling and testing the kernels for this machine")
+    trust_this_machine()
     phases = (PhaseSpec("cd"), PhaseSpec("cd", layer=1), PhaseSpec("backprop", optimizer="adam"))
     learners.warm(ModelSpec(8, (4, 4), "grey", 2), phases)
     prepare_spark(notice)

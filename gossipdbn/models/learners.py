@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossipdbn.errors import ConfigError, DataError, LocalProtocolError
-from gossipdbn.kernels import cd_layout, contrastive, dense, workspaces
+from gossipdbn.kernels import cd_layout, codec, contrastive, counter_rng, dense, workspaces
 from gossipdbn.models import supervised
 from gossipdbn.models.rows import AnyRows, PackedRows, as_rows, row_view
 from gossipdbn.models.rows import dense as dense_rows
@@ -502,10 +502,12 @@ def _real_space(
 
 
 def warm(spec: ModelSpec, phases: tuple[PhaseSpec, ...] | list[PhaseSpec]) -> None:
-    """Compile, or load from the cache, everything that a run of these phases calls.
+    """Compile, or load from the cache, everything that a run of these phases calls, updates and all.
 
     Trains one minibatch of zeros per phase on throw-away parameters and reads the model once.
     """
+    codec.warm()
+    counter_rng.permutation(0, 0, 0, 2)
     mean = np.full(spec.visible, 0.5, np.float32)
     parameters = initial_parameters(spec, 0, mean)
     kind = np.uint8 if spec.integer_rows else np.float32
@@ -517,4 +519,5 @@ def warm(spec: ModelSpec, phases: tuple[PhaseSpec, ...] | list[PhaseSpec]) -> No
     if spec.outputs:
         predict_outputs(spec, parameters, rows)
     transform(spec, parameters, rows)
+    reconstruct(spec, parameters, rows)
     workspaces.clear()  # of two rows, and for reading: training makes others
