@@ -184,7 +184,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--session", type=float, default=3.0, help="the group's session timeout, seconds")
     parser.add_argument("--expect", type=float, default=5.0, help="seconds after which a worker expects to be lost")
     parser.add_argument("--snapshot-every", type=float, default=0.0, help="a fixed cadence instead, seconds per slot")
-    parser.add_argument("--pace", type=float, default=0.7, help="expected speed under kills, by the undisturbed one")
+    parser.add_argument("--pace", type=float, default=1.1, help="expected speed under kills, by the undisturbed one")
     parser.add_argument("--goodput", type=float, default=0.95, help="least goodput")
     parser.add_argument("--resume", type=float, default=2.0, help="most median seconds to resume, beyond the session")
     parser.add_argument("--jobs", type=int, default=2, help="processes of the replay")
@@ -193,10 +193,10 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def steady_rate(history: History) -> float:
-    """Rows per second in the later half of a run: workers that start are not counted."""
+def steady_rate(history: History, *, whole: bool = False) -> float:
+    """Rows per second in the later half of a run, or between its first and its last update."""
     lines = sorted((x for p in history.partitions for x in p.updates()), key=lambda x: x.at_ms)
-    later = lines[len(lines) // 2 :]
+    later = lines if whole else lines[len(lines) // 2 :]
     rows = sum(x.message.rows.count for x in later[1:] if isinstance(x.message, Update))
     return rows / max(0.1, (later[-1].at_ms - later[0].at_ms) / 1000)
 
@@ -206,7 +206,7 @@ def three_runs(o: argparse.Namespace, folder: Path, bootstrap: str) -> dict[str,
     short = runs.make("calibration", 8)
     short.start_workers(o.workers)
     short.wait_until_finished(900)
-    rate = steady_rate(facts(short, folder / "s0", o.jobs)[1])
+    rate = steady_rate(facts(short, folder / "s0", o.jobs)[1], whole=True)  # layers are faster than backpropagation
     short.close()
     epochs = max(4, round(o.seconds * o.pace * rate / o.rows))
     print(f"{rate:.0f} rows/s: {epochs} epochs", flush=True)
@@ -241,7 +241,8 @@ def checks(r: dict[str, Any], o: argparse.Namespace) -> dict[str, bool]:
     p = (killed["test_error"] + calm["test_error"]) / 2
     noise = 3 * (2 * p * (1 - p) / tests) ** 0.5
     return {
-        "goodput": r["goodput"] >= o.goodput, "resume": r["resume_p50_s"] <= o.resume,
+        "seconds": killed["seconds"] >= o.seconds, "goodput": r["goodput"] >= o.goodput,
+        "resume": r["resume_p50_s"] <= o.resume,
         "ledger": killed["ledger_exact"] and not killed["outstanding_rows"],
         "replay": killed["replay_identical"] and killed["digests_agree"],
         "quality": killed["test_error"] - calm["test_error"] <= noise,
