@@ -22,7 +22,7 @@ from tests.replay.scene import Scene
 modules = [importlib.import_module("gossipdbn.kernels." + m.name) for m in pkgutil.iter_modules(gossipdbn.kernels.__path__)
            if m.name != "cd_amx"]
 kernels = {f"{m.__name__}.{name}": f for m in modules for name, f in vars(m).items()
-           if isinstance(f, Dispatcher) and "kernels-" in f.stats.cache_path}
+           if isinstance(f, Dispatcher) and "kernels-" in (f.stats.cache_path or "")}
 assert len(kernels) > 10, sorted(kernels)
 compiled = lambda: {name: len(f.signatures) for name, f in kernels.items()}
 
