@@ -19,8 +19,8 @@ from gossipdbn.models import learners
 from gossipdbn.models.spec import ModelSpec, PhaseSpec
 from tests.replay.scene import Scene
 
-modules = [importlib.import_module("gossipdbn.kernels." + m.name) for m in pkgutil.iter_modules(gossipdbn.kernels.__path__)
-           if m.name != "cd_amx"]
+names = [m.name for m in pkgutil.iter_modules(gossipdbn.kernels.__path__) if m.name != "cd_amx"]
+modules = [importlib.import_module("gossipdbn.kernels." + name) for name in names]
 kernels = {f"{m.__name__}.{name}": f for m in modules for name, f in vars(m).items()
            if isinstance(f, Dispatcher) and "kernels-" in (f.stats.cache_path or "")}
 assert len(kernels) > 10, sorted(kernels)
