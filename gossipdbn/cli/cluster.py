@@ -88,6 +88,8 @@ def prepare() -> None:
 
         gossipdbn prepare
     """
+    import numpy as np
+
     from gossipdbn.cli.doctor import trust_this_machine
     from gossipdbn.embedded import artifacts
     from gossipdbn.models import learners
@@ -99,6 +101,8 @@ def prepare() -> None:
     notice("compiling and testing the kernels for this machine")
     trust_this_machine()
     phases = (PhaseSpec("cd"), PhaseSpec("cd", layer=1), PhaseSpec("backprop", optimizer="adam"))
-    learners.warm(ModelSpec(8, (4, 4), "grey", 2), phases)
+    spec, rows = ModelSpec(8, (4, 4), "grey", 2), np.zeros((2, 8), np.uint8)
+    learners.warm(spec, phases)
+    learners.reconstruct(spec, learners.initial_parameters(spec, 0, np.full(8, 0.5, np.float32)), rows)  # for the page
     prepare_spark(notice)
     terminal().print(f"prepared in {time.monotonic() - began:.0f} s")

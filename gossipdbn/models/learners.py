@@ -519,5 +519,4 @@ def warm(spec: ModelSpec, phases: tuple[PhaseSpec, ...] | list[PhaseSpec]) -> No
     if spec.outputs:
         predict_outputs(spec, parameters, rows)
     transform(spec, parameters, rows)
-    reconstruct(spec, parameters, rows)
     workspaces.clear()  # of two rows, and for reading: training makes others
