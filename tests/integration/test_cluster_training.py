@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from gossipdbn.models.spec import PhaseSpec
+from tests.integration.hosting import evenly_hosted
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 
@@ -70,7 +71,7 @@ def test_training_goes_on_while_hdfs_takes_no_writes_and_snapshots_resume(
     run = gossip_run(visible=96, hidden=(64,), phases=phases, store=gossip_hdfs)
     run.feed_rows(_rows())
     run.start_workers(2)
-    run.wait_for(lambda f: _snapshots(f) >= 2 and f.ledger.updates > 50)
+    run.wait_for(lambda f: evenly_hosted(f, "w1", "w2") and _snapshots(f) >= 2 and f.ledger.updates > 50)
     owners = [c.worker for c in run.follower.replica.chains]
 
     def break_it(broken: bool) -> None:
@@ -103,7 +104,7 @@ def test_updates_whose_payloads_cannot_be_stored_wait_and_are_never_lost(gossip_
     run = gossip_run(visible=96, hidden=(64,), phases=phases, slots=2, store=gossip_hdfs, inline_bytes=0)
     run.feed_rows(_rows(1000))
     run.start_workers(2)
-    run.wait_for(lambda f: _hosts(f) == {"w1", "w2"} and f.ledger.updates > 4)
+    run.wait_for(lambda f: evenly_hosted(f, "w1", "w2") and f.ledger.updates > 4)
     owners = [c.worker for c in run.follower.replica.chains]
     gossip_hdfs_server.kill("namenode")
     run.follow(3.0)
