@@ -7,6 +7,7 @@ runs where a part is run several times; on a machine that does other work they s
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -59,7 +60,7 @@ def alone(path: str, seconds: float) -> None:
     while time.monotonic() - began < seconds:
         first = done % 6000
         rows = values[first : first + phase.batch * phase.tau]
-        job = rounds.begin(manifest, state, replica.acc.copy(), replica.version, RowRange(0, first, len(rows)))
+        job = rounds.begin(manifest, state, replica.acc, replica.version, RowRange(0, first, len(rows)))
         rounds.run(manifest, job, rows, None, 6000)
         done += len(rows)
     print(done / (time.monotonic() - began))
@@ -74,19 +75,32 @@ def with_exchange(tools: Tools, share: float, seconds: float, store: str = "") -
     run.feed_rows(values, shard_rows=250)
     run.start_workers(2)
     run.wait_for(lambda f: f.ledger.updates > 60, 120)
-    before, began = _rows_trained(run), time.monotonic()
+    before, cpu, began = _rows_trained(run), _cpu_seconds(), time.monotonic()
     run.follow(seconds)
     assert not run.follower.finished, run.follower.failed or "too few rows for the time"
-    rate = (_rows_trained(run) - before) / (time.monotonic() - began)
+    took = time.monotonic() - began
+    rate = (_rows_trained(run) - before) / took
+    used = {who: round((s - cpu.get(who, 0.0)) / took, 3) for who, s in _cpu_seconds().items()}
     points = list(run.follower.seen.curve)
     facts = {
         "rows_per_update": round(statistics.mean(p.rows for p in points[-40:])),
         "error": round(statistics.mean(p.error for p in points[-40:]), 5),
         "rows": _rows_trained(run),
+        "cores_used": used,
         "snapshots": sum(len(s) for s in run.follower.control.snapshots.values()),
     }
     run.close()
     return rate, facts
+
+
+def _cpu_seconds() -> dict[str, float]:
+    """CPU seconds so far of the broker, of the workers, and of this process, which follows the run."""
+    found = {"follower": sum(psutil.Process().cpu_times()[:2])}
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            who = "broker" if child.name() == "java" else "workers"
+            found[who] = found.get(who, 0.0) + sum(child.cpu_times()[:2])
+    return found
 
 
 def _rows_trained(run: RunHarness) -> int:

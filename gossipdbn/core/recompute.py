@@ -88,6 +88,7 @@ class Recomputation:
     ) -> None:
         self.manifest, self.slot, self.scratch, self.state = manifest, slot, scratch, state
         self._wire, self._source = wire, source
+        self._spare = rounds.Spare()
 
     def run(self, until: int | None = None) -> Iterator[Recomputed]:
         """Recompute the slot's updates up to offset ``until`` of its partition (None: to the end).
@@ -191,9 +192,12 @@ class Recomputation:
         self.advance(version)
         if logged.closing == OPEN:
             values, labels, total = self._source.rows(logged.rows)
-            job = rounds.begin(self.manifest, self.state, self.scratch.acc.copy(), version, logged.rows)
+            job = rounds.begin(
+                self.manifest, self.state, self.scratch.acc, version, logged.rows, spare=self._spare
+            )
             self._source.train(self.manifest, job, values, labels, total)
             update = rounds.finish(self.manifest, self.state, job, logged.metrics)
+            self._spare.give(job)
         else:
             update = rounds.closing(
                 self.manifest, self.state, self.scratch.acc, version, logged.closing, logged.metrics, logged.note

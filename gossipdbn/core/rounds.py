@@ -11,7 +11,7 @@ an update. Live training, recovery and replay all call these three, and nothing 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -105,6 +105,7 @@ class RoundJob:
     step: int
     start_version: Version
     start_digest: int
+    start_largest: int
     start: NDArray[np.int32]
     parameters: NDArray[np.int32]
     optimiser: dict[str, np.ndarray]
@@ -174,19 +175,22 @@ class Spare:
 def begin(
     manifest: Manifest,
     state: SlotState,
-    parameters: NDArray[np.int32],
+    acc: NDArray[np.int32],
     version: Version,
     rows: RowRange,
+    pending: Sequence[codec.Deltas] = (),
     spare: Spare | None = None,
 ) -> RoundJob:
-    """Fix a round's inputs. ``parameters`` int32 [P]: the replica plus the slot's own pending updates, at ``version``;
-    a copy that the round may change.
+    """Fix a round's inputs: a copy of the replica (``acc`` int32 [P]) with the slot's own pending updates added, which
+    together are at ``version``.
     """
-    slices = _phase_slices(manifest, state.phase)
-    start = (spare or Spare()).take(sum(at.stop - at.start for at in slices))
-    np.concatenate([parameters[at] for at in slices], out=start)
-    digest = codec.digest(parameters)
-    return RoundJob(state.slot, state.phase, rows, state.step, version, digest, start, parameters, state.optimiser)
+    spare = spare or Spare()
+    parameters, slices = spare.take(acc.size), _phase_slices(manifest, state.phase)
+    digest, largest = codec.merged(acc, pending, parameters)
+    start = spare.take(sum(s.stop - s.start for s in slices))
+    np.concatenate([parameters[s] for s in slices], out=start)
+    at = (state.slot, state.phase, rows, state.step, version)
+    return RoundJob(*at, digest, largest, start, parameters, state.optimiser)
 
 
 def _phase_slices(manifest: Manifest, phase: int) -> list[slice]:
@@ -309,6 +313,6 @@ def by_reference(update: Update, ref: PayloadRef) -> Update:
     return Update(**{**fields, "payload": None, "payload_ref": ref})
 
 
-def diverged(parameters: NDArray[np.int32]) -> bool:
+def diverged(job: RoundJob) -> bool:
     """Whether any parameter is at or beyond +-2^30 (+-64 in real units): checked at start versions, nowhere else."""
-    return codec.max_abs(parameters) >= DIVERGED_AT
+    return job.start_largest >= DIVERGED_AT

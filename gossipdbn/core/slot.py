@@ -289,8 +289,7 @@ class Slot:
     def parameters(self) -> NDArray[np.int32]:
         """The replica plus the own pending updates, int32 [P]: what the next round starts from."""
         theta = self._spare.take(self._replica.acc.size)
-        np.copyto(theta, self._replica.acc)
-        codec.merge(theta, [d for p in self.pending for d in p.deltas])
+        codec.merged(self._replica.acc, [d for p in self.pending for d in p.deltas], theta)
         return theta
 
     def work(self, snapshot_free: bool) -> list[Effect]:
@@ -353,9 +352,10 @@ class Slot:
         return there >= min(self._manifest.gate, self._manifest.slots)
 
     def _train(self, state: rounds.SlotState, version: Version, rows: RowRange) -> list[Effect]:
-        job = rounds.begin(self._manifest, state, self.parameters(), version, rows, self._spare)
+        sent = [d for p in self.pending for d in p.deltas]
+        job = rounds.begin(self._manifest, state, self._replica.acc, version, rows, sent, self._spare)
         self._check_memory(job.start_digest, self.pending)
-        if rounds.diverged(job.parameters):
+        if rounds.diverged(job):
             return self._publish_closing(
                 state,
                 version,

@@ -39,7 +39,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gossipdbn.kernels.codec_kernels import add_int8, add_runs, encode_int8, read_int8
+from gossipdbn.kernels.codec_kernels import add_int8, add_runs, assemble, encode_int8, read_int8
 from gossipdbn.kernels.digests import digest_words, largest
 from gossipdbn.kernels.ternary_read import HEADER, MALFORMED, OUTSIDE, SCALE, decode_ternary
 from gossipdbn.kernels.ternary_write import encode_ternary, fold_residual
@@ -161,18 +161,39 @@ def merge(acc: Ints, batch: Sequence[Deltas]) -> None:
 
     Addition commutes, so neither order nor batches make a difference.
     """
+    _merge_dense(acc, batch)
+    if batch:
+        add_runs(acc, np.concatenate([d.runs for d in batch]))
+
+
+def merged(acc: Ints, batch: Sequence[Deltas], out: Ints) -> tuple[int, int]:
+    """``acc`` with a batch added, in ``out`` (int32 [P] both, contiguous): its `digest` and `max_abs`, in one pass."""
+    if out.shape != acc.shape or not out.flags.c_contiguous:
+        raise ValueError("parameters are put together in one contiguous vector of their size")
+    if any(d.values.size or d.codes.size for d in batch):
+        out[:] = acc
+        merge(out, batch)
+        acc, batch = out, ()
+    _merge_dense(acc, batch)  # checks the sizes
+    runs = np.concatenate([d.runs for d in batch]) if batch else np.zeros((0, 3), np.int64)
+    total, high = assemble(acc, runs, out)
+    return int(total) & _MASK, int(high)
+
+
+def _merge_dense(acc: Ints, batch: Sequence[Deltas]) -> None:
+    """Add what is not runs, after checking that all of the batch fits."""
     if not acc.flags.c_contiguous or acc.ndim != 1:
         raise ValueError("accumulators must be one contiguous vector")
     for d in batch:
         end = d.base + d.rows * d.cols
         if end > acc.size or d.base < 0:
             raise ValueError(f"{acc.size} accumulators for a tensor of {d.rows} x {d.cols} at {d.base}")
+    for d in batch:
+        end = d.base + d.rows * d.cols
         if d.values.size:
             np.add(acc[d.base : end], d.values, out=acc[d.base : end])
         elif d.codes.size:
             add_int8(acc[d.base : end], d.codes, d.rows, d.cols)
-    if batch:
-        add_runs(acc, np.concatenate([d.runs for d in batch]))
 
 
 def decode(codec: int, data: bytes, rows: int, cols: int) -> Ints:
@@ -203,6 +224,7 @@ def warm() -> None:
         data = fold_and_quantise(codec, np.zeros((2, 16), np.int32), now, acc, 1, 4)
         deltas = read(codec, data, 2, 16)
         merge(now, [deltas, deltas])
+        merged(now, [deltas], np.empty_like(now))
     digest(now)
     max_abs(now)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gossipdbn.kernels.digests import digest_values
+from gossipdbn.kernels.digests import digest_values, largest_value
 from gossipdbn.kernels.tiers import inline, kernel
 from gossipdbn.kernels.vectors import (
     addr,
@@ -34,6 +34,7 @@ from gossipdbn.kernels.vectors import (
 
 SCALE, OUTSIDE, HEADER = 1, 2, 3
 _PIECE = 1 << 16  # accumulators, 256 kB: half of the smallest second-level cache in use
+_PART = 1 << 14  # where they are also copied, and read twice more
 
 
 @kernel
@@ -117,6 +118,25 @@ def _add(acc, index, delta, count):
         poke(at, peek(at) + peek(delta + i))
 
 
+@inline
+def _add_below(acc, runs, edge):
+    """Add what of the runs lies below ``edge``, and take it off them."""
+    for r in range(runs.shape[0]):
+        index, delta, left = runs[r]
+        low, high = np.int64(0), left  # how many lie below the edge
+        if left > 0 and peek(index + (left - 1) * 4) >= edge:
+            while low < high:
+                middle = (low + high) >> 1
+                if peek(index + middle * 4) < edge:
+                    low = middle + 1
+                else:
+                    high = middle
+        _add(acc, index, delta, high)
+        runs[r, 0] += high * 4
+        runs[r, 1] += high * 4
+        runs[r, 2] -= high
+
+
 @kernel
 def add_runs(acc, runs):
     """Add several runs in one pass over the accumulators.
@@ -124,17 +144,22 @@ def add_runs(acc, runs):
     ``runs``: int64 [n, 3], addresses of ascending indices and of deltas, and how many; used up.
     """
     for edge in range(_PIECE, acc.size + _PIECE, _PIECE):
-        for r in range(runs.shape[0]):
-            index, delta, left = runs[r]
-            low, high = np.int64(0), left  # how many lie below the edge
-            if left > 0 and peek(index + (left - 1) * 4) >= edge:
-                while low < high:
-                    middle = (low + high) >> 1
-                    if peek(index + middle * 4) < edge:
-                        low = middle + 1
-                    else:
-                        high = middle
-            _add(addr(acc), index, delta, high)
-            runs[r, 0] += high * 4
-            runs[r, 1] += high * 4
-            runs[r, 2] -= high
+        _add_below(addr(acc), runs, edge)
+
+
+@kernel
+def assemble(acc, runs, out):
+    """Copy accumulators to ``out`` and add runs there: (digest, largest magnitude) of what came of it, in one pass."""
+    at, to = addr(acc), addr(out)
+    total, high = np.int64(0), np.int64(0)
+    for first in range(0, acc.size, _PART):
+        stop = min(first + _PART, acc.size)
+        whole = first + (stop - first) // 16 * 16
+        for i in range(first, whole, 16):
+            storei(to + i * 4, loadi(at + i * 4))
+        for i in range(whole, stop):
+            out[i] = acc[i]
+        _add_below(to, runs, stop)
+        total += digest_values(out, first, stop - first, first)
+        high = max(high, largest_value(out, first, stop))
+    return total, high

@@ -106,15 +106,21 @@ def digest_run(index, delta, count):
     return total + part * weight
 
 
-@kernel
-def largest(acc):
-    """Largest absolute value."""
-    at, high, low = addr(acc), vi(0), vi(0)
-    whole = acc.size // 16 * 16
-    for i in range(0, whole, 16):
+@inline
+def largest_value(values, first, stop):
+    """Largest absolute value of int32 ``values[first : stop]``; 0 if there are none."""
+    at, high, low = addr(values), vi(0), vi(0)
+    whole = first + (stop - first) // 16 * 16
+    for i in range(first, whole, 16):
         x = loadi(at + i * 4)
         high, low = imax(high, x), imin(low, x)
     m = max(ihighest(high), ihighest(isub(vi(-1), low)) + 1)
-    for i in range(whole, acc.size):
-        m = max(m, abs(np.int64(acc[i])))
+    for i in range(whole, stop):
+        m = max(m, abs(np.int64(values[i])))
     return m
+
+
+@kernel
+def largest(acc):
+    """Largest absolute value."""
+    return largest_value(acc, np.int64(0), np.int64(acc.size))

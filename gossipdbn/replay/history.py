@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from gossipdbn.core import chain as chains
 from gossipdbn.core import rounds
-from gossipdbn.core.replica import add_payload
 from gossipdbn.core.values import (
     CLOSES_PHASE,
     OPEN,
@@ -133,12 +132,16 @@ class LoggedRun:
             raise SnapshotCorrupt(f"payload {payload_name(m.payload_ref)} is damaged")
         return payload
 
-    def add(self, acc: NDArray[np.int32], partition: int, offset: int) -> None:
-        """Add the deltas of an accepted record to parameters int32 [P]."""
+    def deltas(self, partition: int, offset: int) -> tuple[codec.Deltas, ...]:
+        """The deltas of an accepted record."""
         raw = self.spool.record(partition, offset)
         if raw is None:
             raise LogError(f"updates partition {partition} has no offset {offset}")
-        add_payload(self.manifest, acc, self.payload(raw))
+        return chains.read_payload(self.manifest, self.payload(raw))
+
+    def add(self, acc: NDArray[np.int32], partition: int, offset: int) -> None:
+        """Add the deltas of an accepted record to parameters int32 [P]."""
+        codec.merge(acc, self.deltas(partition, offset))
 
 
 def open_run(folder: Path, keys: Keyring) -> LoggedRun:

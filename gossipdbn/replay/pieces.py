@@ -3,13 +3,17 @@
 A slot's residual, optimiser and chains are empty at its start, after a closed phase and after a reset; its parameters
 at any version follow from the log alone. So a run falls into pieces that need nothing of each other. In a piece the
 slot's own records are judged and trained again; other slots' updates were judged before and are only added.
+
+Pieces of several slots that a process has to recompute go side by side, in the order in which the log took their
+updates: so each update is read and decoded once for all of them, as a worker that hosts several slots does.
 """
 
 from __future__ import annotations
 
+import heapq
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
@@ -17,7 +21,7 @@ from numpy.typing import NDArray
 
 from gossipdbn.core import chain as chains
 from gossipdbn.core import recompute, rounds
-from gossipdbn.core.replica import Replica, add_payload
+from gossipdbn.core.replica import Replica
 from gossipdbn.core.values import (
     Accepted,
     Manifest,
@@ -36,12 +40,14 @@ from gossipdbn.kernels import codec
 from gossipdbn.kernels.tiers import TIER
 from gossipdbn.kernels.version import NUMERICS
 from gossipdbn.models.rows import AnyRows
-from gossipdbn.models.spec import layout
+from gossipdbn.models.spec import layout, parameter_count
 from gossipdbn.replay.history import History, LoggedRun
+from gossipdbn.replay.recent import Recent
 from gossipdbn.wire.messages import decode_payload, payload_name
 from gossipdbn.worker.rows import RowStore
 
 __all__ = [
+    "Base",
     "Difference",
     "Divergence",
     "Letters",
@@ -50,7 +56,8 @@ __all__ = [
     "complete",
     "counted",
     "cut",
-    "recompute_piece",
+    "recompute_pieces",
+    "side_by_side",
 ]
 
 Letters = Sequence[NDArray[np.uint8]]
@@ -58,16 +65,22 @@ Letters = Sequence[NDArray[np.uint8]]
 
 ROW_BYTES = 256 << 20
 _READ = 64
+_DECODED_BYTES = 32 << 20
+_SIDE_BY_SIDE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Records ``start`` .. ``stop`` - 1 of a slot's partition; ``chain`` is where ``start`` stands."""
+    """Records ``start`` .. ``stop`` - 1 of a slot's partition; ``chain`` is where ``start`` stands.
+
+    ``version``: what its first update starts from.
+    """
 
     slot: int
     start: int
     stop: int
     chain: chains.Chain
+    version: Version
     updates: int
     rows: int
 
@@ -129,29 +142,69 @@ def complete(history: History) -> Version:
 
 
 def cut(history: History, version: Version | None = None) -> list[Piece]:
-    """The pieces of all slots up to ``version`` (None: ``complete``), longest first."""
+    """The pieces of all slots up to ``version`` (None: ``complete``), in the order of their beginnings."""
     pieces: list[Piece] = []
     for partition, count in zip(history.partitions[:-1], version or complete(history), strict=False):
         updates = list(partition.updates())
         end = updates[count].offset if count < len(updates) else len(partition.lines)
         stops = [min(c.offset, end) for c in partition.cuts[1:]] + [end]
         for place, stop in zip(partition.cuts, stops, strict=True):
-            inside = [
-                x.message for x in partition.lines[place.offset : stop] if x.accepted and isinstance(x.message, Update)
-            ]
+            inside = [x for x in partition.lines[place.offset : stop] if x.accepted and isinstance(x.message, Update)]
             if inside:
-                rows = sum(m.rows.count for m in inside)
-                pieces.append(Piece(partition.partition, place.offset, stop, place.chain, len(inside), rows))
-    return sorted(pieces, key=lambda p: (-p.rows, p.slot, p.start))
+                rows = sum(x.message.rows.count for x in inside if isinstance(x.message, Update))
+                first = inside[0].start_version
+                assert first is not None
+                pieces.append(Piece(partition.partition, place.offset, stop, place.chain, first, len(inside), rows))
+    return sorted(pieces, key=lambda p: (sum(p.version), p.slot, p.start))
+
+
+def side_by_side(run: LoggedRun, pieces: Sequence[Piece], jobs: int) -> list[tuple[Piece, ...]]:
+    """Pieces, neighbours together: as many as leave every process some, within a bound of memory."""
+    each = 16 * parameter_count(run.manifest.spec)  # replica, residual, optimiser
+    n = max(1, min(-(-run.manifest.slots // jobs), _SIDE_BY_SIDE_BYTES // each))
+    return [tuple(pieces[i : i + n]) for i in range(0, len(pieces), n)]
+
+
+@dataclass(slots=True)
+class Base:
+    """Parameters (int32 [P]) at a version: where the pieces that a process recomputed last began."""
+
+    version: Version = ()
+    parameters: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+
+
+class _Shared:
+    """What pieces that go side by side have in common: decoded updates, and parameters to begin with.
+
+    ``base`` is used where it lies before them, and moved to where they begin.
+    """
+
+    def __init__(self, run: LoggedRun, pieces: Sequence[Piece], letters: Letters, base: Base) -> None:
+        self.run = run
+        self.accepted = [counted(x) for x in letters]
+        self._recent: Recent[tuple[codec.Deltas, ...]] = Recent(_DECODED_BYTES, lambda d: sum(x.nbytes for x in d))
+        self.version: Version = tuple(map(min, zip(*(p.version for p in pieces), strict=True)))
+        if not base.version or any(a > b for a, b in zip(base.version, self.version, strict=True)):
+            base.version, base.parameters = (0,) * len(self.version), run.initial()
+        for partition, (have, n) in enumerate(zip(base.version, self.version, strict=True)):
+            for i in range(have, n):
+                codec.merge(base.parameters, self.deltas(partition, i))
+        base.version, self.parameters = self.version, base.parameters.copy()
+
+    def deltas(self, partition: int, number: int) -> tuple[codec.Deltas, ...]:
+        """Of the partition's update with that number."""
+        offset = int(self.accepted[partition][number])
+        return self._recent.get((partition, number), lambda: self.run.deltas(partition, offset))
 
 
 class _Scratch(Replica):
     """A replica that follows one slot's chain by verdicts that were given before; what others sent is only added."""
 
-    def __init__(self, run: LoggedRun, piece: Piece, letters: NDArray[np.uint8]) -> None:
+    def __init__(self, shared: _Shared, piece: Piece, letters: NDArray[np.uint8]) -> None:
+        run = shared.run
         at = [chains.genesis(run.manifest.slots)] * (run.manifest.slots + 1)
         at[piece.slot] = piece.chain
-        super().__init__(run.manifest, run.wire.decode, run.initial(), at)
+        super().__init__(run.manifest, run.wire.decode, shared.parameters, at)
         self._run, self._letters = run, letters
         self._last: Verdict = Undecided("nothing was judged")
 
@@ -180,8 +233,13 @@ class _Scratch(Replica):
         self.chains[partition] = chains.fold(self.manifest, self.chains[partition], raw, verdict)
         if isinstance(verdict, Accepted) and isinstance(verdict.message, Update):
             m = verdict.message
-            add_payload(self.manifest, self.acc, m.payload if m.payload is not None else self._run.payload(raw))
+            payload = m.payload if m.payload is not None else self._run.payload(raw)
+            self.add(chains.read_payload(self.manifest, payload))
         return verdict
+
+    def add(self, deltas: tuple[codec.Deltas, ...]) -> None:
+        """Merge an update that was judged before."""
+        self._add(deltas)
 
 
 def counted(letters: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -192,27 +250,27 @@ def counted(letters: NDArray[np.uint8]) -> NDArray[np.int64]:
 class _Again(recompute.Recomputation):
     """A recomputation that adds other slots' updates by their known offsets."""
 
-    def __init__(self, run: LoggedRun, piece: Piece, scratch: _Scratch, source: recompute.Source,
-                 letters: Letters) -> None:  # fmt: skip
+    def __init__(self, shared: _Shared, piece: Piece, scratch: _Scratch, source: recompute.Source) -> None:
+        run = shared.run
         state = rounds.fresh_state(run.manifest, piece.slot, piece.chain)
         super().__init__(run.manifest, piece.slot, scratch, state, run.wire, source)
-        self._logged, self._accepted = run, [counted(x) for x in letters]
-        self._have = [0] * (run.manifest.slots + 1)
-        self._have[piece.slot] = piece.chain.count
-        for offset in self._accepted[piece.slot][: piece.chain.count]:
-            run.add(scratch.acc, piece.slot, int(offset))
+        self._shared, self._replica = shared, scratch
+        self._have = list(shared.version)
+        for i in range(self._have[piece.slot], piece.chain.count):
+            scratch.add(shared.deltas(piece.slot, i))
 
     def advance(self, version: Version) -> None:
         for p, n in enumerate(version):
             if p == self.slot:
                 continue
-            if n > len(self._accepted[p]) or n < self._have[p]:
+            there, have = len(self._shared.accepted[p]), self._have[p]
+            if n > there or n < have:
                 raise LogError(
-                    f"an update of slot {self.slot} names {n} updates of partition {p}, which holds "
-                    f"{len(self._accepted[p])}; {self._have[p]} were contained before"
+                    f"an update of slot {self.slot} names {n} updates of partition {p}, which holds {there}; "
+                    f"{have} were contained before"
                 )
-            for offset in self._accepted[p][self._have[p] : n]:
-                self._logged.add(self.scratch.acc, p, int(offset))
+            for i in range(have, n):
+                self._replica.add(self._shared.deltas(p, i))
             self._have[p] = n
 
 
@@ -240,38 +298,94 @@ class _Rows:
         return store.get(rows)
 
 
-def recompute_piece(
-    run: LoggedRun, piece: Piece, letters: Letters, train: rounds.Trainer = rounds.run,
-    on_update: Callable[[int], None] = lambda _rows: None,
-) -> PieceResult:  # fmt: skip
-    """Recompute a piece and compare every update with the logged one; stops at the first that differs."""
-    began, trained, updates, rows = time.perf_counter(), 0.0, 0, 0
+@dataclass(slots=True)
+class _Work:
+    """A piece while it is recomputed; ``again`` is None where it could not begin."""
 
-    def timed(manifest: Manifest, job: rounds.RoundJob, values: AnyRows, labels: NDArray[np.int32] | None,
-              total: int) -> Any:  # fmt: skip
-        nonlocal trained
-        at = time.perf_counter()
-        stats = train(manifest, job, values, labels, total)
-        trained += time.perf_counter() - at
-        return stats
+    piece: Piece
+    updates: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+    train_s: float = 0.0
+    divergence: Divergence | None = None
+    problem: str = ""
+    scratch: _Scratch | None = field(default=None, repr=False)
+    again: Iterator[recompute.Recomputed] | None = field(default=None, repr=False)
 
-    divergence, problem = None, ""
-    try:
-        scratch = _Scratch(run, piece, letters[piece.slot])
+    def begin(self, shared: _Shared, letters: Letters, train: rounds.Trainer) -> None:
+        run, piece = shared.run, self.piece
+
+        def timed(manifest: Manifest, job: rounds.RoundJob, values: AnyRows, labels: NDArray[np.int32] | None,
+                  total: int) -> Any:  # fmt: skip
+            at = time.perf_counter()
+            stats = train(manifest, job, values, labels, total)
+            self.train_s += time.perf_counter() - at
+            return stats
+
+        self.scratch = _Scratch(shared, piece, letters[piece.slot])
         source = recompute.Source(
             run.spool.record, lambda ref: _fetch(run, ref), _Rows(run, piece.slot), _no_base, timed
         )
-        for r in _Again(run, piece, scratch, source, letters).run(piece.stop):
-            if not r.same:
-                divergence = _divergence(run, r, scratch.chains[piece.slot])
-                break
-            updates, rows = updates + 1, rows + r.logged.rows.count
-            on_update(r.logged.rows.count)
-    except GossipDbnError as error:
-        problem = f"slot {piece.slot}: {error}"
-    return PieceResult(
-        piece.slot, piece.start, updates, rows, time.perf_counter() - began, trained, divergence, problem
-    )
+        self.again = _Again(shared, piece, self.scratch, source).run(piece.stop)
+
+    def next_ms(self, run: LoggedRun) -> int:
+        """When the log took the record that comes next."""
+        assert self.scratch is not None
+        return run.spool.time_ms(self.piece.slot, min(self.scratch.chains[self.piece.slot].offset, self.piece.stop - 1))
+
+    def step(self, run: LoggedRun) -> int | None:
+        """Recompute the next update and compare it with the logged one: its rows; None at the end or a difference."""
+        assert self.again is not None and self.scratch is not None
+        r = next(self.again, None)
+        if r is None:
+            return None
+        if not r.same:
+            self.divergence = _divergence(run, r, self.scratch.chains[self.piece.slot])
+            return None
+        self.updates, self.rows = self.updates + 1, self.rows + r.logged.rows.count
+        return r.logged.rows.count
+
+    def result(self) -> PieceResult:
+        return PieceResult(
+            self.piece.slot, self.piece.start, self.updates, self.rows, self.seconds, self.train_s,
+            self.divergence, self.problem,
+        )  # fmt: skip
+
+
+def recompute_pieces(
+    run: LoggedRun, pieces: Sequence[Piece], letters: Letters, train: rounds.Trainer = rounds.run,
+    on_update: Callable[[int], None] = lambda _rows: None, base: Base | None = None,
+) -> list[PieceResult]:  # fmt: skip
+    """Recompute pieces and compare every update with the logged one; each stops at its first that differs.
+
+    ``base``: what the caller keeps from one call to the next.
+    """
+    works = [_Work(piece) for piece in pieces]
+    shared: _Shared | None = None
+    queue: list[tuple[int, int]] = []
+
+    def turn(n: int) -> None:
+        nonlocal shared
+        work, began = works[n], time.perf_counter()
+        try:
+            if work.again is None:
+                shared = shared or _Shared(run, pieces, letters, base or Base())
+                work.begin(shared, letters, train)
+                heapq.heappush(queue, (work.next_ms(run), n))
+            else:
+                rows = work.step(run)
+                if rows is not None:
+                    heapq.heappush(queue, (work.next_ms(run), n))
+                    on_update(rows)
+        except GossipDbnError as error:
+            work.problem = f"slot {work.piece.slot}: {error}"
+        work.seconds += time.perf_counter() - began
+
+    for n in range(len(works)):
+        turn(n)
+    while queue:
+        turn(heapq.heappop(queue)[1])
+    return [w.result() for w in works]
 
 
 def _no_base(version: Version) -> NoReturn:

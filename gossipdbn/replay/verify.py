@@ -25,7 +25,17 @@ from gossipdbn.kernels.tiers import TIER
 from gossipdbn.models.spec import parameter_count
 from gossipdbn.replay.archive import ArchiveFacts, compare
 from gossipdbn.replay.history import History, LoggedRun, PartitionHistory, judge_all, judge_partition, open_run
-from gossipdbn.replay.pieces import Divergence, Letters, Piece, PieceResult, complete, cut, recompute_piece
+from gossipdbn.replay.pieces import (
+    Base,
+    Divergence,
+    Letters,
+    Piece,
+    PieceResult,
+    complete,
+    cut,
+    recompute_pieces,
+    side_by_side,
+)
 from gossipdbn.wire.envelope import Keyring
 
 __all__ = [
@@ -102,10 +112,10 @@ class Workers(Protocol):
 
     def judge(self, partition: int, add: bool) -> Future[PartitionHistory]: ...
 
-    def publish(self, letters: Letters, pieces: int) -> None:
+    def publish(self, letters: Letters, tasks: int) -> None:
         """Make the verdicts known, before the first ``recompute``."""
 
-    def recompute(self, number: int, piece: Piece) -> Future[PieceResult]: ...
+    def recompute(self, task: int, pieces: tuple[Piece, ...]) -> Future[list[PieceResult]]: ...
 
     def rows_done(self) -> int: ...
 
@@ -119,15 +129,16 @@ class _Here:
     jobs: int = 1
     letters: Letters = ()
     rows: int = 0
+    base: Base = field(default_factory=Base)
 
     def judge(self, partition: int, add: bool) -> Future[PartitionHistory]:
         return _done(judge_partition(self.run, partition, add))
 
-    def publish(self, letters: Letters, pieces: int) -> None:
+    def publish(self, letters: Letters, tasks: int) -> None:
         self.letters = letters
 
-    def recompute(self, number: int, piece: Piece) -> Future[PieceResult]:
-        return _done(recompute_piece(self.run, piece, self.letters, self.train, self._count))
+    def recompute(self, task: int, pieces: tuple[Piece, ...]) -> Future[list[PieceResult]]:
+        return _done(recompute_pieces(self.run, pieces, self.letters, self.train, self._count, self.base))
 
     def rows_done(self) -> int:
         return self.rows
@@ -150,6 +161,7 @@ class _Process:
     run: LoggedRun
     letters: Letters | None = None
     progress: NDArray[np.int64] | None = None
+    base: Base = field(default_factory=Base)
 
 
 _mine: list[_Process] = []
@@ -173,15 +185,15 @@ def _judge(partition: int, add: bool) -> PartitionHistory:
     return judge_partition(_mine[0].run, partition, add)
 
 
-def _recompute(number: int, piece: Piece) -> PieceResult:
+def _recompute(task: int, pieces: tuple[Piece, ...]) -> list[PieceResult]:
     me = _mine[0]
     letters = _letters(me)
 
     def count(rows: int) -> None:
         assert me.progress is not None
-        me.progress[number] += rows
+        me.progress[task] += rows
 
-    return recompute_piece(me.run, piece, letters, on_update=count)
+    return recompute_pieces(me.run, pieces, letters, on_update=count, base=me.base)
 
 
 @dataclass(slots=True)
@@ -196,13 +208,13 @@ class _Pool:
     def judge(self, partition: int, add: bool) -> Future[PartitionHistory]:
         return self.pool.submit(_judge, partition, add)
 
-    def publish(self, letters: Letters, pieces: int) -> None:
+    def publish(self, letters: Letters, tasks: int) -> None:
         np.savez(self.folder / _LETTERS, **{f"p{i}": a for i, a in enumerate(letters)})  # type: ignore[arg-type]
-        np.zeros(max(1, pieces), np.int64).tofile(self.folder / _PROGRESS)
+        np.zeros(max(1, tasks), np.int64).tofile(self.folder / _PROGRESS)
         self.progress = np.memmap(self.folder / _PROGRESS, np.int64, "r")
 
-    def recompute(self, number: int, piece: Piece) -> Future[PieceResult]:
-        return self.pool.submit(_recompute, number, piece)
+    def recompute(self, task: int, pieces: tuple[Piece, ...]) -> Future[list[PieceResult]]:
+        return self.pool.submit(_recompute, task, pieces)
 
     def rows_done(self) -> int:
         return int(self.progress.sum())
@@ -268,13 +280,14 @@ def verify(
         letters = letters_of(history)
         whole = complete(history)
         pieces = cut(history, whole)
-        on.publish(letters, len(pieces))
-        pending = {on.recompute(i, piece) for i, piece in enumerate(pieces)}
+        tasks = side_by_side(run, pieces, on.jobs)
+        on.publish(letters, len(tasks))
+        pending = {on.recompute(i, task) for i, task in enumerate(tasks)}
         rows_all = sum(p.rows for p in pieces)
         results: list[PieceResult] = []
         while pending:
             done, pending = wait(pending, _LOOK_S, FIRST_COMPLETED)
-            results += [f.result() for f in done]
+            results += [result for f in done for result in f.result()]
             on_progress(Progress(on.rows_done(), rows_all, len(results), len(pieces), time.monotonic() - began))
     problems = [r.problem for r in results if r.problem]
     problems += [f"updates partition {p} could not be judged further: {why}" for p, why in history.undecided.items()]

@@ -81,7 +81,7 @@ class Author:
         state = self.states[slot]
         at = state.cursor if epoch is None else (epoch, 0)
         rows = RowRange(*at, count)
-        job = rounds.begin(self.manifest, state, self.replica.acc.copy(), self.replica.version, rows)
+        job = rounds.begin(self.manifest, state, self.replica.acc, self.replica.version, rows)
         abstract.train(self.manifest, job, rows_of(slot, rows), None, 0)
         return rounds.finish(self.manifest, state, job)
 
@@ -104,7 +104,7 @@ class Author:
         state = self.states[slot]
         last = state.phase == len(self.manifest.phases) - 1
         kind = (DONE if last else CLOSES_PHASE) if kind is None else kind
-        return rounds.closing(self.manifest, state, self.replica.acc.copy(), self.replica.version, kind, note=note)
+        return rounds.closing(self.manifest, state, self.replica.acc, self.replica.version, kind, note=note)
 
     def close(self, slot: int) -> bytes:
         return self.write(self.next_closing(slot))
