@@ -14,10 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossipdbn.core import recompute, rounds
-from gossipdbn.core.chain import Chain, genesis, tip_after
-from gossipdbn.core.events import Recover, Recovered, Snapshot, Wire
+from gossipdbn.core.chain import genesis, tip_after
+from gossipdbn.core.events import Hold, Recover, Recovered, Snapshot, Wire
 from gossipdbn.core.replica import Replica
-from gossipdbn.core.values import Manifest, SnapshotAnnounced, Version
+from gossipdbn.core.values import (
+    Manifest,
+    Payload,
+    PayloadRef,
+    Revocation,
+    Sealed,
+    SnapshotAnnounced,
+    Update,
+    Version,
+)
 from gossipdbn.errors import GossipDbnError, SnapshotError, StoreError
 
 __all__ = ["Inputs", "Resume", "beyond", "dominated", "earlier"]
@@ -48,14 +57,15 @@ class Inputs:
     remade: recompute.Remade | None = None
 
 
-def beyond(slot: int, chain: Chain, raw: bytes) -> Recover:
-    """The recovery that recomputes a slot's next record as well, which is undecided at ``chain``.
+def beyond(manifest: Manifest, hold: Hold, m: Update) -> Recover:
+    """The recovery that recomputes a slot's update as well, which is undecided for want of its payload.
 
-    For its payload, which is gone: nothing is claimed, and what it comes to is nobody's state. Only snapshots before
-    that record are of use (``earlier``).
+    Nothing is claimed, and what it comes to is nobody's state. Only snapshots before that record are of use
+    (``earlier``).
     """
-    after = replace(chain, offset=chain.offset + 1, count=chain.count + 1, tip=tip_after(chain.tip, raw))
-    return Recover(slot, chain.incarnation, after)
+    tip, chain = tip_after(m.prev, hold.raw), genesis(manifest.slots)
+    after = replace(chain, offset=hold.offset + 1, incarnation=m.incarnation, count=m.seq + 1, tip=tip)
+    return Recover(m.slot, m.incarnation, after)
 
 
 def earlier(announced: Sequence[SnapshotAnnounced], effect: Recover) -> tuple[SnapshotAnnounced, ...]:
@@ -74,13 +84,16 @@ class Resume:
     Attributes
     ----------
     recomputed, rows : rounds and their rows so far. skipped : why snapshots were not used.
+    lacks : the record whose payload it waits for, after a retryable error.
     """
 
     def __init__(self, manifest: Manifest, effect: Recover, wire: Wire, inputs: Inputs) -> None:
         self.manifest, self.slot, self.effect = manifest, effect.slot, effect
         self.recomputed = self.rows = 0
         self.skipped: list[str] = []
+        self.lacks: Hold | None = None
         self._wire, self._inputs = wire, inputs
+        self._given: dict[int, tuple[int, bytes]] = {}
         self._candidates = deque(a for a in inputs.announced if a.seq <= effect.chain.count)
         self._again: recompute.Recomputation | None = None
         self._run: Iterator[recompute.Recomputed] = iter(())
@@ -102,6 +115,7 @@ class Resume:
                 self._go_on()
                 raise
             return self._failed(str(e))
+        self.lacks = None
         if step is None:
             return self._outcome()
         self.recomputed += 1
@@ -130,9 +144,31 @@ class Resume:
             scratch = Replica(self.manifest, self._wire.decode, snapshot.parameters, snapshot.chains)
             state = snapshot.state
         i = self._inputs
-        source = recompute.Source(i.record, i.fetch, i.rows(state.shards), self._base, i.train, i.remade)
+        rows = i.rows(state.shards)
+        source = recompute.Source(self._record, self._fetch, rows, self._base, i.train, i.remade)
         self._again = recompute.Recomputation(self.manifest, self.slot, scratch, state, self._wire, source)
         self._go_on()
+
+    def _record(self, partition: int, offset: int) -> bytes | None:
+        self.lacks = None
+        raw = self._inputs.record(partition, offset)
+        if raw is not None:
+            self._given[partition] = offset, raw
+        return raw
+
+    def _fetch(self, ref: PayloadRef) -> Payload | None:
+        payload = self._inputs.fetch(ref)
+        if payload is None:
+            self.lacks = next((h for h in map(self._held, self._given) if h.wants == ref), None)
+        return payload
+
+    def _held(self, partition: int) -> Hold:
+        """The partition's record that was asked for last, with the reference it holds."""
+        offset, raw = self._given[partition]
+        decoded = self._wire.decode(raw)
+        message = decoded.message if isinstance(decoded, Sealed) else None
+        wants = message.payload_ref if isinstance(message, Update | Revocation) else None
+        return Hold(partition, offset, raw, "its payload is not in the store", wants)
 
     def _next_snapshot(self) -> Snapshot | None:
         while self._candidates:

@@ -15,6 +15,7 @@ import numpy as np
 from gossipdbn.core import chain as chains
 from gossipdbn.core import rounds
 from gossipdbn.core.replica import Replica
+from gossipdbn.core.revocation import minus
 from gossipdbn.core.topics import run_names
 from gossipdbn.core.values import (
     GIVEN_UP,
@@ -24,7 +25,6 @@ from gossipdbn.core.values import (
     Manifest,
     Payload,
     Revocation,
-    TensorDelta,
     Undecided,
     Update,
 )
@@ -153,26 +153,31 @@ class Operator:
         """
         if not 0 <= slot < self.manifest.slots:
             raise ConfigError(f"--slot: {slot} is not a slot of the run; it has 0 to {self.manifest.slots - 1}")
-        found = [(m, p) for _, _, m, p in self._judged(slot) if isinstance(m, Update)]
+        count, rows, payloads = 0, 0, dict[int, Payload]()
+        for _, _, m, payload in self._judged(slot):
+            if isinstance(m, Update):
+                count += 1
+                if first <= m.seq and (last is None or m.seq <= last):
+                    payloads[m.seq], rows = payload or (), rows + m.rows.count
         named = f"{first} to {'the newest' if last is None else last}"
-        last = len(found) - 1 if last is None else last
-        if not 0 <= first <= last < len(found):
-            raise ConfigError(f"updates {named} cannot be revoked: slot {slot} has updates 0 to {len(found) - 1}")
-        numbers = []
-        for a, b, payload in self._payloads([p or () for _, p in found], first, last):
-            numbers.append(self._revoke_range(slot, a, b, payload, reason))
-        rows = sum(m.rows.count for m, _ in found[first : last + 1])
-        return Revoked(self.manifest.run, slot, first, last, rows, tuple(numbers))
+        last = count - 1 if last is None else last
+        if not 0 <= first <= last < count:
+            has = f"updates 0 to {count - 1}" if count else "no updates yet"
+            raise ConfigError(f"updates {named} cannot be revoked: slot {slot} has {has}")
+        self._check_revoked(self._operators_chain(), slot, first, last)
+        pieces = self._payloads(payloads, first, last)
+        numbers = tuple(self._revoke_range(slot, a, b, payload, reason) for a, b, payload in pieces)
+        return Revoked(self.manifest.run, slot, first, last, rows, numbers)
 
-    def _payloads(self, payloads: list[Payload], first: int, last: int) -> Iterator[tuple[int, int, Payload]]:
-        """(first, last, minus the sum) of ranges that together are ``first`` .. ``last``.
+    def _payloads(self, payloads: dict[int, Payload], first: int, last: int) -> Iterator[tuple[int, int, Payload]]:
+        """(first, last, payload) of revocations of ranges that together are ``first`` .. ``last``.
 
         One range nearly always. A sum beyond +-2^30 does not fit the codec: then the range is halved.
         """
         total = np.zeros(parameter_count(self.manifest.spec), np.int64)
         tensors = layout(self.manifest.spec)
-        for payload in payloads[first : last + 1]:
-            for part in payload:
+        for seq in range(first, last + 1):
+            for part in payloads[seq]:
                 t = tensors[part.tensor]
                 total[t.offset : t.offset + t.size] += codec.decode(part.codec, part.data, *t.blocks).ravel()
         if np.abs(total).max(initial=0) > codec.RESIDUAL_MAX:
@@ -180,22 +185,13 @@ class Operator:
             yield from self._payloads(payloads, first, middle)
             yield from self._payloads(payloads, middle + 1, last)
             return
-        minus = (-total).astype(np.int32)
-        parts = []
-        for t in tensors:
-            values = minus[t.offset : t.offset + t.size]
-            if values.any():
-                data = codec.quantise(codec.EXACT, values.reshape(t.blocks), self.manifest.e_max)
-                parts.append(TensorDelta(t.id, codec.EXACT, data))
-        yield first, last, tuple(parts)
+        yield first, last, minus(self.manifest, total.astype(np.int32))
 
     def _revoke_range(self, slot: int, first: int, last: int, payload: Payload, reason: str) -> int:
         partition = self.manifest.slots
         for _ in range(ATTEMPTS):
             chain = self._operators_chain()
-            for s, a, b in chain.revoked:
-                if s == slot and a <= last and first <= b:
-                    raise ConfigError(f"updates {a} to {b} of slot {slot} are revoked already")
+            self._check_revoked(chain, slot, first, last)
             message = Revocation(
                 self.manifest.run, chain.count, slot, first, last, chains.payload_digest(self.manifest, payload),
                 payload, None, reason[:500],
@@ -210,6 +206,11 @@ class Operator:
                 return message.number
             self._wait(_PAUSE_S)  # another operator was quicker
         raise LogError(f"{self._topic} partition {partition}: {ATTEMPTS} attempts to revoke were overtaken")
+
+    def _check_revoked(self, chain: chains.Chain, slot: int, first: int, last: int) -> None:
+        for s, a, b in chain.revoked:
+            if s == slot and a <= last and first <= b:
+                raise ConfigError(f"updates {a} to {b} of slot {slot} are revoked already")
 
     def _operators_chain(self) -> chains.Chain:
         chain = chains.genesis(self.manifest.slots)

@@ -23,13 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossipdbn.core import rounds
+from gossipdbn.core.revocation import Subtraction
 from gossipdbn.core.topics import RunTopics, run_names
-from gossipdbn.core.values import Manifest, PayloadRef, Revocation, Sealed, Update
+from gossipdbn.core.values import Manifest, Payload, PayloadRef, Revocation, Sealed, Update
 from gossipdbn.errors import LogError, RetentionError, SnapshotCorrupt, SnapshotError, SnapshotMissing, StoreError
 from gossipdbn.models.spec import parameter_count
 from gossipdbn.ports import HandOver, Log, Membership, Reader, Record, SnapshotStore, TopicSpec, Writer
 from gossipdbn.wire.envelope import Keyring
-from gossipdbn.wire.messages import RunWire, payload_name
+from gossipdbn.wire.messages import RunWire, decode_payload, payload_name
 
 __all__ = ["INDEX", "KINDS", "Index", "Part", "Spool", "collect", "object_file", "records_file"]
 
@@ -206,12 +207,14 @@ def collect(
 
     Raises
     ------
-    LogError : the log cannot be read. Objects that the store lacks are left out; whoever needs one says so.
+    LogError : the log cannot be read. Objects that the store lacks are left out, and whoever needs one says so; but a
+        revocation's payload is added up again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names, wire = run_names(manifest.run, prefix), RunWire(0, keys)
     parts: list[Part] = []
     wanted: dict[str, int] = {}
+    revoked: dict[str, Revocation] = {}
     if manifest.parent is not None:
         wanted[rounds.parameters_name(manifest.parent)] = 4 * parameter_count(manifest.spec)
     counts = {"updates": manifest.slots + 1, "shards": manifest.slots, "control": 1}
@@ -223,20 +226,50 @@ def collect(
                 for record in log.read(topic, partition, first, end):
                     file.write(_HEAD.pack(len(record.value), record.timestamp_ms))
                     file.write(record.value)
-                    if kind == "updates" and (ref := _reference(wire, record.value)) is not None:
-                        wanted[payload_name(ref)] = ref.size
+                    m = _by_reference(wire, record.value) if kind == "updates" else None
+                    if m is not None and m.payload_ref is not None:
+                        wanted[payload_name(m.payload_ref)] = m.payload_ref.size
+                        revoked |= {payload_name(m.payload_ref): m} if isinstance(m, Revocation) else {}
                 parts.append(Part(kind, partition, first, end - first, file.tell()))
-    objects = _objects(store, wanted, folder)
-    index = Index(manifest.run, tuple(parts), objects)
+    spool = _indexed(manifest.run, parts, _objects(store, wanted, folder), folder)
+    missing = {name: m for name, m in revoked.items() if name not in spool.index.objects}
+    found = [name for name, m in missing.items() if _add_up(manifest, m, wire, spool)]
+    return _indexed(manifest.run, parts, tuple(sorted((*spool.index.objects, *found))), folder) if found else spool
+
+
+def _indexed(run: str, parts: list[Part], objects: tuple[str, ...], folder: Path) -> Spool:
+    index = Index(run, tuple(parts), objects)
     (folder / INDEX).write_bytes(msgspec.json.format(msgspec.json.encode(index), indent=1))
     return Spool(folder)
 
 
-def _reference(wire: RunWire, raw: bytes) -> PayloadRef | None:
+def _by_reference(wire: RunWire, raw: bytes) -> Update | Revocation | None:
+    """A record's message, if its payload is an object of the store."""
     decoded = wire.decode(raw)
-    if isinstance(decoded, Sealed) and isinstance(decoded.message, Update | Revocation):
-        return decoded.message.payload_ref
-    return None
+    m = decoded.message if isinstance(decoded, Sealed) else None
+    return m if isinstance(m, Update | Revocation) and m.payload_ref is not None else None
+
+
+def _add_up(manifest: Manifest, m: Revocation, wire: RunWire, spool: Spool) -> bool:
+    """Make a revocation's payload again from the records of the updates it names; whether that was possible."""
+
+    def fetch(ref: PayloadRef) -> Payload | None:
+        try:
+            return decode_payload(ref, spool.get(payload_name(ref), ref.size))
+        except SnapshotError:
+            return None
+
+    work, payload = Subtraction(manifest, m, wire, spool.record, fetch), None
+    try:
+        while payload is None:
+            payload = work.advance()
+    except LogError:
+        return False
+    ref, data = wire.pack_payload(payload)
+    if ref != m.payload_ref:
+        return False
+    (spool.folder / object_file(payload_name(ref))).write_bytes(data)
+    return True
 
 
 def _objects(store: SnapshotStore, wanted: dict[str, int], folder: Path) -> tuple[str, ...]:

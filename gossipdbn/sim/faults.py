@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec.structs import replace
 
 from gossipdbn.core import rounds
+from gossipdbn.core.revocation import minus
 from gossipdbn.core.slot import RUNNING
 from gossipdbn.core.values import (
     GIVEN_UP,
@@ -15,13 +17,12 @@ from gossipdbn.core.values import (
     Claim,
     Revocation,
     SnapshotAnnounced,
-    TensorDelta,
 )
+from gossipdbn.errors import StoreError
 from gossipdbn.kernels import codec
-from gossipdbn.models.spec import layout
 from gossipdbn.sim.brokers import CONTROL, SHARDS, UPDATES
 from gossipdbn.sim.options import Fault
-from gossipdbn.wire.messages import RunWire, decode_control
+from gossipdbn.wire.messages import RunWire, decode_control, payload_name
 
 if TYPE_CHECKING:
     from gossipdbn.sim.worker import Worker
@@ -292,14 +293,17 @@ def _revoke(world: World, f: Fault) -> str:
         return ""
     first = f.b % n
     last = first + int((n - first) * f.size * 0.999)
-    delta = (part.sums[first] - part.sums[last + 1]).astype(np.int32)
-    payload = []
-    for t in layout(world.manifest.spec):
-        piece = delta[t.offset : t.offset + t.size].reshape(t.blocks).copy()
-        if piece.any():
-            payload.append(TensorDelta(t.id, 0, codec.quantise(0, piece, world.manifest.e_max)))
-    m = Revocation("sim", chain.count, slot, first, last, codec.digest(delta), tuple(payload))
-    world.log.append(UPDATES, world.options.slots, _operator(world).encode(m), "operator")
+    total = (part.sums[last + 1] - part.sums[first]).astype(np.int32)
+    wire, payload = _operator(world), minus(world.manifest, total)
+    m = Revocation("sim", chain.count, slot, first, last, codec.digest(-total), payload)
+    if sum(len(p.data) for p in payload) > world.manifest.inline_bytes:
+        ref, data = wire.pack_payload(payload)
+        try:
+            world.store.put(payload_name(ref), data, world.store_time())
+        except StoreError:
+            return ""
+        m = replace(m, payload=None, payload_ref=ref)
+    world.log.append(UPDATES, world.options.slots, wire.encode(m), "operator")
     return f"updates {first}..{last} of slot {slot}"
 
 

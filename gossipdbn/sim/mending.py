@@ -1,48 +1,47 @@
-"""Lost payloads in the simulated world, put back as in the real one, and a judge of what comes back."""
+"""Lost payloads in the simulated world, put back by the production's mender, and a judge of what comes back."""
 
 from __future__ import annotations
 
 import contextlib
 from typing import TYPE_CHECKING
 
-from gossipdbn.core.events import Hold
-from gossipdbn.core.resume import beyond
-from gossipdbn.core.values import PayloadRef
-from gossipdbn.errors import LogError, RetentionError, StoreError
+from gossipdbn.core.events import Effect, Recover, Report
+from gossipdbn.core.mending import Mender, Recovery
+from gossipdbn.core.revocation import Subtraction
+from gossipdbn.core.values import PayloadRef, Revocation
+from gossipdbn.errors import StoreError
 from gossipdbn.sim.checkers import Violation
 from gossipdbn.wire.messages import payload_name
 
 if TYPE_CHECKING:
     from gossipdbn.sim.worker import Worker
 
-__all__ = ["mend", "put_back"]
+__all__ = ["mend", "mender", "put_back"]
 
 MEND_S = 0.05
+AGAIN_S = 0.2
 
 
-def mend(w: Worker, hold: Hold) -> None:
-    """A payload that does not come is stored again by who has it, or recomputed: a round per call."""
-    p, waited_s = hold.partition, w.world.now_s - w.held_s[hold.partition]
-    if hold.wants is None or p == w.world.options.slots:
-        return
-    if waited_s < (MEND_S if p in w.host.slots else 3 * MEND_S):
-        return
-    payload = w.host.under_way(p, hold.raw)
-    if payload is not None:
-        put_back(w, *w.wire.pack_payload(payload))
-        return
-    if p not in w.mends:
-        w.mends[p] = w.resume(beyond(p, w.host.replica.chains[p], hold.raw), mend=True)[0]
-    try:
-        outcome = w.mends[p].advance()
-    except (LogError, StoreError) as e:
-        if isinstance(e, RetentionError):
-            raise
-        return
-    if outcome is not None:
-        del w.mends[p]
-        if outcome.state is None and not any(w.world.log.first.values()):
-            raise Violation(f"{w.name} cannot recompute a payload, though the log holds all: {outcome.reason}")
+def mender(w: Worker) -> Mender:
+    """A worker's mender, with this world's log, store and rows behind it."""
+
+    def recovery(effect: Recover) -> Recovery:
+        return w.resume(effect, mend=True)[0]
+
+    def subtraction(m: Revocation) -> Subtraction:
+        return Subtraction(w.world.manifest, m, w.wire, w.record, w.fetch)
+
+    return Mender(w.host, w.wire, recovery, subtraction, w.put_back, MEND_S, AGAIN_S)
+
+
+def mend(w: Worker) -> list[Effect]:
+    """A step of the mender, for what the worker's partitions and recoveries wait for."""
+    lacking = [r.lacks for r, _ in w.recoveries.values() if r.lacks is not None]
+    effects = w.mender.turn([*w.holds.values(), *lacking], w.world.now_s)
+    for effect in effects:
+        if isinstance(effect, Report) and effect.kind == "lost" and not any(w.world.log.first.values()):
+            raise Violation(f"{w.name} slot {effect.slot}: {effect.text}, though the log holds everything")
+    return effects
 
 
 def put_back(w: Worker, ref: PayloadRef, data: bytes) -> None:

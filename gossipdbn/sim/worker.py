@@ -68,8 +68,6 @@ class Worker:
         self.recoveries: dict[int, tuple[resume.Resume, list[abstract.RowView]]] = {}
         self.asks: deque[int] = deque()
         self.holds: dict[int, ev.Hold] = {}
-        self.held_s: dict[int, float] = {}
-        self.mends: dict[int, resume.Resume] = {}
         self.claims: dict[int, bytes] = {}
         self.copies: dict[int, tuple[ev.Snapshot, io.BytesIO]] = {}
         self.writer = self._writer()
@@ -87,6 +85,7 @@ class Worker:
         )
         self._read_control(world.log.end(CONTROL, 0))
         self.host = Host(self._newest_replica(), wire, settings, world.dice(name))
+        self.mender = mending.mender(self)
         for p, chain in enumerate(self.host.replica.chains):
             if chain.offset < world.log.first[UPDATES, p]:
                 raise RetentionError(f"updates partition {p} begins after offset {chain.offset}")
@@ -168,7 +167,7 @@ class Worker:
             self.perform(self.next_work())
         if self.leaving and host.stopped and not self.writer.held_anything():
             self.world.left(self)
-        return bool(self.recoveries or self.mends or self.asks or self.mail)
+        return bool(self.recoveries or self.mender.busy or self.asks or self.mail)
 
     def next_work(self) -> list[ev.Effect]:
         """What the core wants to be done now."""
@@ -241,13 +240,11 @@ class Worker:
             else:
                 self.asks.append(p)
         for hold in list(self.holds.values()):
-            payload = self._fetch(hold.wants) if hold.wants is not None else None
-            if payload is None:
-                mending.mend(self, hold)
-            else:
+            payload = self.fetch(hold.wants) if hold.wants is not None else None
+            if payload is not None:
                 del self.holds[hold.partition]
-                self.mends.pop(hold.partition, None)
                 self._step(ev.Logged(hold.partition, hold.offset, hold.raw, payload))
+        self.perform(mending.mend(self))
         if self.writer.broken:
             self._step(ev.SendFailed(self.writer.broken))
 
@@ -255,7 +252,8 @@ class Worker:
         """A payload that was gone, recomputed."""
         mending.put_back(self, ref, data)
 
-    def _fetch(self, ref: PayloadRef) -> Payload | None:
+    def fetch(self, ref: PayloadRef) -> Payload | None:
+        """A spilled payload, None while it cannot be seen."""
         try:
             return decode_payload(ref, self.world.store.get_sized(payload_name(ref), ref.size))
         except SnapshotError:
@@ -281,7 +279,6 @@ class Worker:
                 self.asks.append(partition)
             case ev.Hold():
                 self.holds[effect.partition] = effect
-                self.held_s[effect.partition] = self.world.now_s
                 self.world.say(f"{self.name} partition {effect.partition} waits: {effect.reason}")
             case ev.Recover():
                 self._recover(effect)
@@ -389,8 +386,8 @@ class Worker:
             return lambda rows: self._rows_for(views[-1], rows)
 
         inputs = resume.Inputs(
-            self._record_for_recovery,
-            self._fetch,
+            self.record,
+            self.fetch,
             resume.earlier(announced, effect) if mend else announced,
             self._load,
             begin,
@@ -400,7 +397,8 @@ class Worker:
         )
         return resume.Resume(self.world.manifest, effect, self.wire, inputs), views
 
-    def _record_for_recovery(self, partition: int, offset: int) -> bytes | None:
+    def record(self, partition: int, offset: int) -> bytes | None:
+        """A record of the updates, asked for apart from the stream that ``fetched`` tells of."""
         if self.world.now_s < self.cut_until_s or not self.world.log.reachable((UPDATES, partition)):
             raise LogError("the brokers cannot be reached", retryable=True)
         return self.world.log.record(UPDATES, partition, offset)
@@ -420,6 +418,7 @@ class Worker:
         except (LogError, StoreError) as e:
             if isinstance(e, RetentionError):
                 raise
+            self.recoveries[slot] = self.recoveries.pop(slot)  # the others need not wait for it
             return
         if outcome is None:
             return

@@ -14,20 +14,22 @@ from concurrent.futures import ThreadPoolExecutor
 from gossipdbn.core import events as ev
 from gossipdbn.core import rounds
 from gossipdbn.core.host import Host
+from gossipdbn.core.mending import Mender
 from gossipdbn.core.replica import Replica
 from gossipdbn.core.resume import earlier
+from gossipdbn.core.revocation import Subtraction
 from gossipdbn.core.slot import Settings
 from gossipdbn.core.topics import run_names
-from gossipdbn.core.values import Metrics, SnapshotAnnounced, WorkerState
+from gossipdbn.core.values import Metrics, Revocation, SnapshotAnnounced, WorkerState
 from gossipdbn.errors import DataError, LogError, SnapshotError, StoreError
 from gossipdbn.ports import Clock, Log, Record, SlotAssigned, SnapshotStore
 from gossipdbn.wire import envelope
 from gossipdbn.wire.messages import RunWire
 from gossipdbn.worker.control import Control
 from gossipdbn.worker.keeping import SnapshotWriter
-from gossipdbn.worker.mending import Mender
+from gossipdbn.worker.mending import PutBack
 from gossipdbn.worker.options import WorkerOptions, WorkerResult
-from gossipdbn.worker.recover import Recovery, fetch_snapshot
+from gossipdbn.worker.recover import LogCursor, Recovery, fetch_payload, fetch_snapshot
 from gossipdbn.worker.rows import RowStore
 from gossipdbn.worker.spill import Held, Outbox
 from gossipdbn.worker.tuning import CadenceTuner, TauTuner
@@ -37,6 +39,7 @@ __all__ = ["Worker", "WorkerOptions", "WorkerResult"]
 logger = logging.getLogger("gossipdbn.worker")
 STOP_DEADLINE_S = 20.0
 RECOVER_S = 0.1
+RECOVER_AGAIN_S = 0.5
 HAND_OVER_S = 5.0
 
 
@@ -83,7 +86,9 @@ class Worker:
         self._tuner = TauTuner(self.manifest, options.communication_share)
         self._outbox = Outbox(store, self._payloads, lambda slot, raw: self._send(self.topics.updates, slot, raw))
         self._held = Held(store, self._payloads)
-        self._mender = Mender(self.host, self._wire, store, self._payloads, self._mending, options.mend_after_s)
+        self._put_back = PutBack(store, self._payloads)
+        again = self._mending, self._subtraction, self._put_back.keep
+        self._mender = Mender(self.host, self._wire, *again, options.mend_after_s)
 
     # ---- running ----------------------------------------------------------------------------------------------------
     def run(self) -> WorkerResult:
@@ -126,7 +131,11 @@ class Worker:
             self._tuner.spent(self._clock.monotonic_s() - started - (self.train_s - trained_s))
 
     def _busy(self) -> bool:
-        return bool(self._recoveries) or any(s.state is not None and not s.waits_for for s in self.host.slots.values())
+        return (
+            self._mender.busy
+            or any(r.retry_at_s <= self._clock.monotonic_s() for r in self._recoveries.values())
+            or any(s.state is not None and not s.waits_for for s in self.host.slots.values())
+        )
 
     def _done(self) -> bool:
         if self.host.finished and not self._snapshots.busy:
@@ -240,7 +249,9 @@ class Worker:
             self._step(ev.Logged(hold.partition, hold.offset, hold.raw, payload))
             if hold.partition not in self._held:
                 self._reader.add(self.topics.updates, hold.partition, hold.offset + 1)
-        self._mender.turn(self._held.holds, now_s)
+        self._put_back.turn(now_s)
+        lacking = [r.lacks for r in self._recoveries.values() if r.lacks is not None]
+        self._perform(self._mender.turn([*self._held.holds, *lacking], now_s))
 
     def _hold(self, hold: ev.Hold) -> None:
         self._held.add(hold)
@@ -249,14 +260,19 @@ class Worker:
     def _recover_some(self) -> None:
         """Recompute rounds for a while: what is behind goes first, and everybody else waits no longer than that."""
         until = self._clock.monotonic_s() + RECOVER_S
-        while self._recoveries and self._clock.monotonic_s() < until:
-            slot, recovery = next(iter(self._recoveries.items()))
+        while (now_s := self._clock.monotonic_s()) < until:
+            ready = [slot for slot, r in self._recoveries.items() if r.retry_at_s <= now_s]
+            if not ready:
+                return
+            slot, recovery = ready[0], self._recoveries[ready[0]]
             logger.debug("slot %d recovers: %d rows recomputed so far", slot, recovery.recomputed_rows)
             try:
                 outcome = recovery.advance()
             except (LogError, StoreError) as e:
-                logger.warning("recovery of slot %d waits: %s", slot, e)
-                return
+                if recovery.waits_for != str(e):
+                    logger.warning("recovery of slot %d waits: %s", slot, e)
+                recovery.waits_for, recovery.retry_at_s = str(e), now_s + RECOVER_AGAIN_S
+                continue
             if outcome is not None:
                 self._recovered(slot, recovery, outcome)
 
@@ -310,7 +326,7 @@ class Worker:
             case ev.Report(kind=kind, slot=slot, text=text):
                 if kind == "dropped":
                     self._outbox.drop(slot)
-                level = logging.INFO if kind in ("running", "dropped") else logging.WARNING
+                level = logging.INFO if kind in ("running", "dropped", "waits") else logging.WARNING
                 logger.log(level, "slot %d %s: %s", slot, kind, text)
 
     def _do_train(self, job: rounds.RoundJob) -> None:
@@ -368,6 +384,10 @@ class Worker:
     def _mending(self, effect: ev.Recover) -> Recovery:
         return self._recovery(effect, earlier(self.control.newest(effect.slot), effect))
 
+    def _subtraction(self, m: Revocation) -> Subtraction:
+        cursor = LogCursor(self._log, self.topics.updates)
+        return Subtraction(self.manifest, m, self._wire, cursor, lambda ref: fetch_payload(self._store, ref))
+
     def _recovery(self, effect: ev.Recover, announced: Sequence[SnapshotAnnounced]) -> Recovery:
         return Recovery(
             self.manifest,
@@ -380,7 +400,7 @@ class Worker:
             announced,
             self._train,
             memory_bytes=self.options.memory_bytes,
-            remade=self._mender.keep,
+            remade=self._put_back.keep,
         )
 
     # ---- snapshots --------------------------------------------------------------------------------------------------

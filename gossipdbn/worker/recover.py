@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossipdbn.core import recompute, resume, rounds
-from gossipdbn.core.events import Recover, Recovered, Snapshot, Wire
+from gossipdbn.core.events import Hold, Recover, Recovered, Snapshot, Wire
 from gossipdbn.core.rounds import ShardPosition
 from gossipdbn.core.topics import RunTopics
 from gossipdbn.core.values import Manifest, Payload, PayloadRef, RowRange, SnapshotAnnounced
@@ -79,6 +79,7 @@ class Recovery:
     Attributes
     ----------
     rows : the slot's rows, to go on with after success. skipped : why snapshots were not used.
+    waits_for, retry_at_s : its driver's notes, why and until when it waits.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Recovery:
         self.manifest, self.slot = manifest, effect.slot
         self._log, self._topics, self._store, self._keys = log, topics, store, keys
         self._memory_bytes = memory_bytes
+        self.waits_for, self.retry_at_s = "", 0.0
         self.rows = RowStore(manifest, effect.slot, keys, None, memory_bytes)
         inputs = resume.Inputs(
             LogCursor(log, topics.updates),
@@ -128,6 +130,11 @@ class Recovery:
     def skipped(self) -> list[str]:
         """Why snapshots were not used."""
         return self._resume.skipped
+
+    @property
+    def lacks(self) -> Hold | None:
+        """The record whose payload it waits for, after a retryable error."""
+        return self._resume.lacks
 
     def advance(self) -> Recovered | None:
         """Recompute one round more; the outcome when there is one. ``LogError`` that is retryable: call again later."""

@@ -8,10 +8,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from gossipdbn.core.revocation import minus
 from gossipdbn.core.values import GIVEN_UP, TensorDelta
 from gossipdbn.errors import ConfigError, SnapshotCorrupt, SnapshotMissing
 from gossipdbn.kernels import codec
-from gossipdbn.models.spec import PhaseSpec
+from gossipdbn.models.spec import PhaseSpec, parameter_count
 from gossipdbn.replay.fork import child_manifest, child_parameters
 from gossipdbn.replay.history import judge_all
 from gossipdbn.replay.moments import Timeline, parse_moment
@@ -43,6 +44,23 @@ def test_a_revocation_subtracts_exactly_and_the_run_goes_on(tmp_path: Path, inli
     assert v.identical and v.state == "finished" and v.revocations == 1, v.problems
 
 
+@pytest.mark.parametrize("honest", [True, False])
+def test_a_copy_adds_a_lost_revocation_up_again(tmp_path: Path, honest: bool) -> None:
+    scene = Scene(manifest=manifest(3, inline_bytes=0))
+    scene.feed(*rows())
+    scene.work("only")
+    before = set(scene.store.names("payloads/"))
+    act = operator(scene)
+    if honest:
+        act.revoke(1, 1, 2)
+    else:
+        act._revoke_range(1, 1, 2, minus(scene.manifest, np.ones(parameter_count(scene.manifest.spec), np.int32)), "")
+    (lost,) = set(scene.store.names("payloads/")) - before
+    scene.store.delete(lost)
+    v = verify(scene.logged(tmp_path), train=walk)
+    assert (v.identical, v.revocations) == ((True, 1) if honest else (False, 0)), v.problems
+
+
 def _less(timeline: Timeline, slot: int, seq: int) -> tuple[int, ...]:
     version = list(timeline.history.version)
     version[slot] = seq
@@ -66,7 +84,7 @@ def test_a_sum_beyond_the_codec_is_revoked_in_pieces() -> None:
     scene = Scene()
     big = np.full((1, 8), 1 << 29, np.int32)
     payload = (TensorDelta(5, 0, codec.quantise(0, big, 1)),)
-    pieces = list(operator(scene)._payloads([payload] * 4, 0, 3))
+    pieces = list(operator(scene)._payloads(dict.fromkeys(range(4), payload), 0, 3))
     assert [(a, b) for a, b, _ in pieces] == [(0, 1), (2, 3)]
     total = sum(codec.decode(p.codec, p.data, 1, 8).astype(np.int64) for _, _, parts in pieces for p in parts)
     assert (total == -4 * (1 << 29)).all()
