@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from gossipdbn.errors import ConfigError, LogError, RemoteProtocolError
-from gossipdbn.ports import Log
+from gossipdbn.ports import Log, Writer
 from gossipdbn.wire import envelope
 from gossipdbn.wire.shards import ShardLimits, ShardSequence, encode_shard, open_shard
 
@@ -42,6 +42,7 @@ class TopicAudit:
         self._log, self._limits, self._keys = log, limits, keys
         self._next = []
         self._reader = log.reader()
+        self._writer: Writer | None = None
         for slot in range(slots):
             first, end = log.offsets(topic, slot)
             if from_start and first > 0:
@@ -98,22 +99,24 @@ class TopicAudit:
         """What is there now was there before this feed."""
         self.found_shards = self.shards
 
+    def prepare(self) -> None:
+        """Open the writer of the end marks: a new one needs half a second before it can send."""
+        self._writer = self._writer or self._log.writer()
+
     def finish(self, key_id: int, keys: envelope.Keyring) -> None:
         """Write the end marks that are missing, and see them on the topic; marks that are there are not doubled."""
         self.catch_up()
         open_slots = [s for s in range(self.slots) if not self.sequences[s].ended]
         if not open_slots:
             return
-        writer = self._log.writer()
-        try:
-            for slot in open_slots:
-                body = encode_shard(self.sequences[slot].end_mark())
-                writer.send(self.topic, slot, envelope.seal(body, key_id, keys))
-            if not writer.flush(_MARK_S_MAX):
-                why = writer.failure() or "no acknowledgement"
-                raise LogError(f"the end marks could not be written to {self.topic}: {why}", retryable=True)
-        finally:
-            writer.close()
+        self.prepare()
+        assert self._writer is not None
+        for slot in open_slots:
+            body = encode_shard(self.sequences[slot].end_mark())
+            self._writer.send(self.topic, slot, envelope.seal(body, key_id, keys))
+        if not self._writer.flush(_MARK_S_MAX):
+            why = self._writer.failure() or "no acknowledgement"
+            raise LogError(f"the end marks could not be written to {self.topic}: {why}", retryable=True)
         self.catch_up()
         for slot in open_slots:
             if not self.sequences[slot].ended:
@@ -121,3 +124,5 @@ class TopicAudit:
 
     def close(self) -> None:
         self._reader.close()
+        if self._writer is not None:
+            self._writer.close()

@@ -8,6 +8,7 @@ bounded source ends with an end mark per partition, written after the whole topi
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -74,7 +75,8 @@ class FeedResult:
     rows, shards : on the topic, distinct; of an endless source those that came while this feed ran.
     rows_per_partition, shards_per_partition : the same by slot.
     copies : shards that were on the topic more than once (and are dropped by every reader).
-    seconds : from the call to the end; to_first_shard_s : to the first new shard seen on the topic, or None.
+    seconds : from the call to the last end mark on the topic, or to the stop; Spark may still have been closing then.
+    to_first_shard_s : from the call to the first new shard seen on the topic, or None.
     """
 
     finished: bool
@@ -127,9 +129,10 @@ def run_feed(
         list_files(source)
     limits = ShardLimits(schema.width, dtype_code(schema.visible_units), len(schema.classes), target.key_id != 0)
     log = KafkaLog(target.bootstrap, kafka=dict(target.kafka))
-    audit: TopicAudit | None = None
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(log.close)
         audit = TopicAudit(log, target.topic, target.slots, limits, target.keys, from_start=not source.endless)
+        stack.callback(audit.close)
         audit.catch_up()
         audit.remember()
         _refuse_second_start(source, target, audit)
@@ -137,13 +140,17 @@ def run_feed(
         done = audit.any_ended
         if not done:
             watch.tell("starting Spark")
+            if not source.endless:
+                audit.prepare()
             own = spark is None and not session_is_open()
             session = open_session(master=master, log_folder=log_folder) if spark is None else spark
             try:
                 done = _run(session, plan, target, watch)
             finally:
-                if own:
-                    close_session(session)
+                if own:  # nobody who waits for the end marks waits for Spark
+                    closing = threading.Thread(target=close_session, args=(session,), name="closing Spark")
+                    closing.start()
+                    stack.callback(closing.join)
         if done:
             watch.tell("counting")
             audit.finish(target.key_id, target.keys)
@@ -151,10 +158,6 @@ def run_feed(
             audit.catch_up()
         watch.tell("done" if done else "stopped")
         return watch.result(finished=done)
-    finally:
-        if audit is not None:
-            audit.close()
-        log.close()
 
 
 def _refuse_second_start(source: SourceConfig, target: FeedTarget, audit: TopicAudit) -> None:

@@ -21,6 +21,7 @@ from gossipdbn.errors import ConfigError, DataError, GossipDbnError
 from gossipdbn.ports import TopicSpec
 from gossipdbn.schema import Schema, SchemaConfig, encode, schema_to_dict
 from gossipdbn.source import SourceConfig
+from gossipdbn.spark import feed
 from gossipdbn.spark.feed import FeedResult, FeedTarget, fit_source_schema, run_feed
 from gossipdbn.spark.session import close_session, open_session
 from gossipdbn.wire import envelope
@@ -108,6 +109,24 @@ def test_images_arrive_once_each_with_end_marks(log, spark, target, tmp_path):
     again = run_feed(source, schema, target, spark=spark)
     assert (again.finished, again.rows, again.shards) == (True, 3210, 7)
     assert len(on_topic(log, target, schema)[1]) == SLOTS
+
+
+def test_rows_end_while_spark_is_still_closing(log, spark, target, tmp_path, monkeypatch):
+    source, _, _ = images(tmp_path, 600)
+    schema = fit_source_schema(source, SchemaConfig())
+    seen: list[int] = []
+
+    def close(_session: Any) -> None:
+        deadline = time.monotonic() + 60
+        while len(on_topic(log, target, schema)[1]) < SLOTS and time.monotonic() < deadline:
+            time.sleep(0.05)
+        seen.append(len(on_topic(log, target, schema)[1]))
+
+    monkeypatch.setattr(feed, "session_is_open", lambda: False)
+    monkeypatch.setattr(feed, "open_session", lambda **_: spark)
+    monkeypatch.setattr(feed, "close_session", close)
+    assert run_feed(source, schema, target).finished
+    assert seen == [SLOTS]
 
 
 CHILD = """
@@ -338,13 +357,13 @@ def test_a_crowded_endless_feed_pauses(log, spark, target, tmp_path):
         )
 
     fed = [0]
-    feed = Running(run)
-    feed.until(400)
+    running = Running(run)
+    running.until(400)
     time.sleep(2)
-    held = feed.rows
+    held = running.rows
     trained[0] = 10_000
-    feed.until(1200)
-    feed.stop()
+    running.until(1200)
+    running.stop()
     assert 400 <= held <= 900  # it went on for a batch or two, then waited
     assert sum(s.rows for s in on_topic(log, target, schema)[0].values()) == 1200
 
