@@ -8,7 +8,7 @@ import logging
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import BinaryIO
@@ -39,7 +39,10 @@ class _Copy:
 
 
 class SnapshotWriter:
-    """Stores one snapshot after another; no copy lies in memory meanwhile. ``cadence`` learns what each cost."""
+    """Stores one snapshot after another; no copy lies in memory meanwhile. ``cadence`` learns what each cost.
+
+    A store that takes none is told of once, and once more when every slot has one in it again.
+    """
 
     def __init__(
         self, store: SnapshotStore, manifest: Manifest, pool: ThreadPoolExecutor, cadence: CadenceTuner
@@ -47,6 +50,8 @@ class SnapshotWriter:
         self._store, self._manifest, self._pool, self.cadence = store, manifest, pool, cadence
         self._copies: dict[int, _Copy] = {}
         self._under_way: deque[tuple[Snapshot, Future[tuple[SnapshotAnnounced, float]]]] = deque()
+        self._without: set[int] = set()  # slots whose newest snapshot was not written
+        self._missed = 0  # snapshots that were not written since the warning
 
     @property
     def busy(self) -> bool:
@@ -82,22 +87,42 @@ class SnapshotWriter:
         if copied is not None:
             copied.spool.close()
 
-    def done(self) -> Iterator[tuple[Snapshot, SnapshotAnnounced | None]]:
-        """Snapshots (without their arrays) that are in the store, or could not be written (None)."""
+    def done(self, hosted: Container[int]) -> Iterator[tuple[Snapshot, SnapshotAnnounced | None]]:
+        """Snapshots (without their arrays) that are in the store, or could not be written (None).
+
+        ``hosted`` : the worker's slots; one that has left is not waited for before all is well again.
+        """
         while self._under_way and self._under_way[0][1].done():
             snapshot, future = self._under_way.popleft()
             try:
                 message, cost_s = future.result()
             except GossipDbnError as e:
-                logger.warning("snapshot of slot %d was not written: %s", snapshot.slot, e)
+                self._not_written(snapshot.slot, e)
                 yield snapshot, None
                 continue
+            self._written(snapshot.slot, hosted)
             self.cadence.written(cost_s)
             yield snapshot, message
 
     def delete(self, name: str) -> None:
         """Remove an old snapshot, some time."""
         self._pool.submit(self._delete, name)
+
+    def _not_written(self, slot: int, why: GossipDbnError) -> None:
+        if not self._missed:
+            logger.warning("snapshot of slot %d was not written; training goes on without: %s", slot, why)
+        else:
+            logger.debug("snapshot of slot %d was not written either: %s", slot, why)
+        self._missed += 1
+        self._without.add(slot)
+
+    def _written(self, slot: int, hosted: Container[int]) -> None:
+        if not self._missed:
+            return
+        self._without = {s for s in self._without if s != slot and s in hosted}
+        if not self._without:
+            logger.warning("snapshots are written again, after %d that were not", self._missed)
+            self._missed = 0
 
     def _write(self, copied: _Copy, chain: Chain, every_ms: int) -> tuple[SnapshotAnnounced, float]:
         began = time.thread_time()  # waiting for a disk or a network keeps nobody from training

@@ -241,7 +241,7 @@ class Worker:
                 self._asks.append(partition)
                 break
             self._step(ev.EndOffset(partition, end))
-        for snapshot, message in self._snapshots.done():
+        for snapshot, message in self._snapshots.done(self.host.slots):
             self._snapshot_done(snapshot, message)
         now_s = self._clock.monotonic_s()
         self._outbox.turn(now_s)
