@@ -100,7 +100,10 @@ class Log(Protocol):
     def read(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Record]:
         """Records start..stop-1; raises RetentionError when some are gone. Blocks until they are read."""
 
-    def reader(self) -> Reader: ...
+    def reader(self, eager: bool = True) -> Reader:
+        """Not eager: records may come a quarter of a second later, many at a time, at less cost to the brokers."""
+        ...
+
 
     def writer(self) -> Writer: ...
 
@@ -132,5 +135,9 @@ class Clock(Protocol):
     """Time as the drivers see it; the core sees only ticks."""
 
     def monotonic_s(self) -> float: ...
+
+    def background_s(self) -> float:
+        """CPU seconds that other threads of this process have used so far: Kafka's clients, mostly."""
+        ...
 
     def wall_ms(self) -> int: ...

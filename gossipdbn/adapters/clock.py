@@ -13,5 +13,8 @@ class SystemClock:
     def monotonic_s(self) -> float:
         return time.monotonic()
 
+    def background_s(self) -> float:
+        return time.process_time() - time.thread_time()
+
     def wall_ms(self) -> int:
         return time.time_ns() // 1_000_000

@@ -154,9 +154,9 @@ class KafkaLog:
         self._own.check()
         return read_range(self._bootstrap, self._options, topic, partition, start, stop)
 
-    def reader(self) -> KafkaReader:
+    def reader(self, eager: bool = True) -> KafkaReader:
         self._own.check()
-        return KafkaReader(self._bootstrap, self._options)
+        return KafkaReader(self._bootstrap, self._options, eager)
 
     def writer(self) -> KafkaWriter:
         self._own.check()

@@ -16,6 +16,7 @@ __all__ = ["KafkaReader", "read_range"]
 _BAD_BYTES = frozenset({KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError.INVALID_MSG})
 _GONE = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC})
 _STANDSTILL_S = 30.0
+_LAZY = {"fetch.min.bytes": 1 << 20, "fetch.wait.max.ms": 250}  # a request per partition's leader, not one per record
 
 
 class KafkaReader:
@@ -25,7 +26,7 @@ class KafkaReader:
     :meth:`poll`, and nothing that was read before is lost.
     """
 
-    def __init__(self, bootstrap: str, options: KafkaOptions) -> None:
+    def __init__(self, bootstrap: str, options: KafkaOptions, eager: bool = True) -> None:
         self._own = OwnProcess()
         self._options = options
         self._trouble: str | None = None
@@ -36,6 +37,7 @@ class KafkaReader:
             **options.common(bootstrap, self._on_error),
             **options.reading(),
             "group.id": f"{options.client_id}-reader",  # required by the library; never joined
+            **({} if eager else _LAZY),
         }
         self._consumer = Consumer(settings)
 

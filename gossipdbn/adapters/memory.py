@@ -63,7 +63,7 @@ class MemoryLog:
             value, ts = records[offset]
             yield Record(topic, partition, offset, value, ts)
 
-    def reader(self) -> _MemoryReader:
+    def reader(self, eager: bool = True) -> _MemoryReader:
         return _MemoryReader(self)
 
     def writer(self) -> _MemoryWriter:

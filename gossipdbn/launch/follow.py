@@ -100,7 +100,7 @@ class Follower:
         self._recent: deque[tuple[float, int, int]] = deque()
         self._waiting: dict[int, tuple[int, bytes, int, PayloadRef | None]] = {}
         self._adapts = bool(self.manifest.config.get("communication_share"))
-        self._reader = log.reader()
+        self._reader = log.reader(eager=False)  # who looks on must not cost those who train
         for p in range(self.manifest.slots + 1):
             self._reader.add(self._topics.updates, p, 0)
         self._reader.add(self._topics.control, 0, control.offset)

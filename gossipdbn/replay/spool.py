@@ -152,7 +152,7 @@ class Spool:
     def create_topics(self, topics: Sequence[TopicSpec]) -> None:
         self._read_only()
 
-    def reader(self) -> Reader:
+    def reader(self, eager: bool = True) -> Reader:
         self._read_only()
 
     def writer(self) -> Writer:

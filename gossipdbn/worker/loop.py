@@ -128,7 +128,8 @@ class Worker:
             self._recover_some()
         self._perform(self.host.work())
         if busy and not self._recoveries:
-            self._tuner.spent(self._clock.monotonic_s() - started - (self.train_s - trained_s))
+            other_s = self._clock.monotonic_s() - started - (self.train_s - trained_s)
+            self._tuner.spent(other_s, self._clock.background_s())
 
     def _busy(self) -> bool:
         return (

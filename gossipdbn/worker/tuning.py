@@ -2,9 +2,9 @@
 
 Tau follows a wanted share of communication (H2O's target_ratio_comm_to_comp, per slot). A round costs ``tau * k + c``
 seconds: k in the kernels per minibatch, c for everything else a worker does per round (reading and merging updates,
-copying parameters, quantising, sending). The share c / (tau * k + c) is the wanted one at
-tau = c * (1 - share) / (share * k). What is chosen changes how many rows the next round has, which its update names;
-what a round computes from its rows does not depend on any of this.
+copying parameters, quantising, sending; what Kafka's clients compute in threads of their own counts). The share
+c / (tau * k + c) is the wanted one at tau = c * (1 - share) / (share * k). What is chosen changes how many rows the
+next round has, which its update names; what a round computes from its rows does not depend on any of this.
 
 The cadence of snapshots follows how often workers are expected to be lost. With C seconds of work per snapshot, k slots
 and a worker lost every M seconds, a snapshot of each slot every T seconds costs k C / T of the worker's time, and a
@@ -37,13 +37,18 @@ class TauTuner:
     def __init__(self, manifest: Manifest, share: float) -> None:
         self._manifest, self._share = manifest, share
         self._other_s = 0.0
+        self._background_s: float | None = None
         self._round_s: float | None = None
         self._minibatch_s: dict[int, float] = {}
         self._rounds = 0
 
-    def spent(self, seconds: float) -> None:
-        """Time that was not training, of a turn in which there was something to train."""
-        self._other_s += seconds
+    def spent(self, seconds: float, background_s: float = 0.0) -> None:
+        """Time that was not training, of a turn in which there was something to train.
+
+        ``background_s``: CPU seconds so far of threads that work beside it, which the cores lack for training.
+        """
+        self._other_s += seconds + background_s - (background_s if self._background_s is None else self._background_s)
+        self._background_s = background_s
 
     def trained(self, phase: int, rows: int, seconds: float) -> int | None:
         """A round of ``rows`` rows took ``seconds`` in the kernels: the tau to go on with, or None to leave it."""

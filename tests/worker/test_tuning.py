@@ -37,6 +37,14 @@ def test_tau_is_where_the_share_is_the_wanted_one(kernel_s, other_s, expected):
     assert other_s / (tau * kernel_s + other_s) <= 0.055
 
 
+def test_what_other_threads_compute_is_part_of_the_cost():
+    tuner, chosen = TauTuner(_manifest(), 0.05), None
+    for i in range(200):
+        tuner.spent(0.0005, 7.0 + 0.0005 * i)  # the first is the CPU time they had used before
+        chosen = tuner.trained(0, 1000, 0.01)
+    assert chosen == 19
+
+
 def test_a_share_of_zero_leaves_tau_alone():
     assert _settled(TauTuner(_manifest(), 0.0), 0.001, 0.1) is None
 
