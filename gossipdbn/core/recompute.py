@@ -84,11 +84,12 @@ class Recomputation:
     """Follows one slot through the log from a starting point (its state and the scratch replica that belongs to it)."""
 
     def __init__(
-        self, manifest: Manifest, slot: int, scratch: Replica, state: rounds.SlotState, wire: Wire, source: Source
-    ) -> None:
+        self, manifest: Manifest, slot: int, scratch: Replica, state: rounds.SlotState, wire: Wire, source: Source,
+        spare: rounds.Spare | None = None,
+    ) -> None:  # fmt: skip
         self.manifest, self.slot, self.scratch, self.state = manifest, slot, scratch, state
         self._wire, self._source = wire, source
-        self._spare = rounds.Spare()
+        self._spare = spare or rounds.Spare()
 
     def run(self, until: int | None = None) -> Iterator[Recomputed]:
         """Recompute the slot's updates up to offset ``until`` of its partition (None: to the end).

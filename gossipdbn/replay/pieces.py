@@ -63,7 +63,7 @@ __all__ = [
 Letters = Sequence[NDArray[np.uint8]]
 """Per updates partition, the verdicts on its records as letters (PartitionHistory.letters)."""
 
-ROW_BYTES = 256 << 20
+ROW_BYTES = 1 << 30  # of all slots
 _READ = 64
 _DECODED_BYTES = 32 << 20
 _SIDE_BY_SIDE_BYTES = 1 << 30
@@ -167,10 +167,17 @@ def side_by_side(run: LoggedRun, pieces: Sequence[Piece], jobs: int) -> list[tup
 
 @dataclass(slots=True)
 class Base:
-    """Parameters (int32 [P]) at a version: where the pieces that a process recomputed last began."""
+    """What a process keeps from pieces for later ones: parameters (int32 [P]) where they began, and slots' rows."""
 
     version: Version = ()
     parameters: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    rows: dict[int, _Rows] = field(default_factory=dict)
+    spare: rounds.Spare = field(default_factory=rounds.Spare)
+
+    def rows_of(self, run: LoggedRun, slot: int) -> _Rows:
+        if slot not in self.rows:
+            self.rows[slot] = _Rows(run, slot)
+        return self.rows[slot]
 
 
 class _Shared:
@@ -189,12 +196,18 @@ class _Shared:
         for partition, (have, n) in enumerate(zip(base.version, self.version, strict=True)):
             for i in range(have, n):
                 codec.merge(base.parameters, self.deltas(partition, i))
-        base.version, self.parameters = self.version, base.parameters.copy()
+        base.version, self.parameters, self.base = self.version, base.parameters.copy(), base
 
     def deltas(self, partition: int, number: int) -> tuple[codec.Deltas, ...]:
         """Of the partition's update with that number."""
         offset = int(self.accepted[partition][number])
-        return self._recent.get((partition, number), lambda: self.run.deltas(partition, offset))
+        return self.known(partition, number, lambda: self.run.deltas(partition, offset))
+
+    def known(
+        self, partition: int, number: int, make: Callable[[], tuple[codec.Deltas, ...]]
+    ) -> tuple[codec.Deltas, ...]:
+        """The same, from where it is decoded already."""
+        return self._recent.get((partition, number), make)
 
 
 class _Scratch(Replica):
@@ -205,7 +218,7 @@ class _Scratch(Replica):
         at = [chains.genesis(run.manifest.slots)] * (run.manifest.slots + 1)
         at[piece.slot] = piece.chain
         super().__init__(run.manifest, run.wire.decode, shared.parameters, at)
-        self._run, self._letters = run, letters
+        self._shared, self._letters = shared, letters
         self._last: Verdict = Undecided("nothing was judged")
 
     def judge(self, partition: int, raw: bytes, fetched: Payload | None = None) -> Verdict:
@@ -230,11 +243,12 @@ class _Scratch(Replica):
         verdict = self._last
         if offset != self.chains[partition].offset or isinstance(verdict, Undecided):
             raise LocalProtocolError(f"updates partition {partition}: offset {offset} was not judged")
+        number = self.chains[partition].count
         self.chains[partition] = chains.fold(self.manifest, self.chains[partition], raw, verdict)
         if isinstance(verdict, Accepted) and isinstance(verdict.message, Update):
-            m = verdict.message
-            payload = m.payload if m.payload is not None else self._run.payload(raw)
-            self.add(chains.read_payload(self.manifest, payload))
+            inline = verdict.message.payload
+            payload = inline if inline is not None else self._shared.run.payload(raw)
+            self.add(self._shared.known(partition, number, lambda: chains.read_payload(self.manifest, payload)))
         return verdict
 
     def add(self, deltas: tuple[codec.Deltas, ...]) -> None:
@@ -253,7 +267,7 @@ class _Again(recompute.Recomputation):
     def __init__(self, shared: _Shared, piece: Piece, scratch: _Scratch, source: recompute.Source) -> None:
         run = shared.run
         state = rounds.fresh_state(run.manifest, piece.slot, piece.chain)
-        super().__init__(run.manifest, piece.slot, scratch, state, run.wire, source)
+        super().__init__(run.manifest, piece.slot, scratch, state, run.wire, source, shared.base.spare)
         self._shared, self._replica = shared, scratch
         self._have = list(shared.version)
         for i in range(self._have[piece.slot], piece.chain.count):
@@ -279,7 +293,7 @@ class _Rows:
 
     def __init__(self, run: LoggedRun, slot: int) -> None:
         self._run, self._slot = run, slot
-        self._store = RowStore(run.manifest, slot, run.keys, None, ROW_BYTES)
+        self._store = RowStore(run.manifest, slot, run.keys, None, ROW_BYTES // run.manifest.slots)
         self._topic = run.spool.names.shards
         first, self._end = run.spool.offsets(self._topic, slot)
         if first:
@@ -324,7 +338,7 @@ class _Work:
 
         self.scratch = _Scratch(shared, piece, letters[piece.slot])
         source = recompute.Source(
-            run.spool.record, lambda ref: _fetch(run, ref), _Rows(run, piece.slot), _no_base, timed
+            run.spool.record, lambda ref: _fetch(run, ref), shared.base.rows_of(run, piece.slot), _no_base, timed
         )
         self.again = _Again(shared, piece, self.scratch, source).run(piece.stop)
 

@@ -211,8 +211,12 @@ def carried_digest(patch: Patch) -> None:
     def digest(acc, base=0):
         return carried[-1] if carried else codec.digest(acc, base)
 
+    def merged(acc, batch, out):
+        computed, largest = codec.merged(acc, batch, out)
+        return (carried[-1] if carried else computed), largest
+
     patch.setattr(Slot, "_round", carrying)
-    patch.setattr(rounds, "codec", SimpleNamespace(**{**vars(codec), "digest": digest}))
+    patch.setattr(rounds, "codec", SimpleNamespace(**{**vars(codec), "digest": digest, "merged": merged}))
 
 
 def reset_ignored_at_a_snapshot(patch: Patch) -> None:
