@@ -15,9 +15,10 @@ that the two other workers published. A worker that stands still must not give i
 would seem faster than they are: the others are pinned to processors that w1 may not use; w1 shares its own with the
 broker and this program.
 
-Checked, by the exit status: the others' rate in each trouble is that of the quiet windows around it within
-``--within``; w1's slots went on elsewhere while it hung or was cut off (what it sent too late is void, and counted),
-the ledger is exact, and replay recomputes every update to the same bytes.
+Checked, by the exit status: the others' rate in each trouble is no less than that of the quiet windows around it,
+within ``--within`` (their work of taking w1's slots over is part of it, once a window); w1's slots went on elsewhere
+while it hung or was cut off (what it sent too late is void, and counted), the ledger is exact, and replay recomputes
+every update to the same bytes.
 """
 
 from __future__ import annotations
@@ -251,13 +252,13 @@ def compared(history: History, seen: list[tuple[str, int, int]]) -> dict[str, An
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=20.0, help="length of a window")
+    parser.add_argument("--seconds", type=float, default=45.0, help="length of a window")
     parser.add_argument("--settle", type=float, default=3.0, help="seconds to settle before a quiet window")
-    parser.add_argument("--cycles", type=int, default=3, help="how often each trouble comes")
+    parser.add_argument("--cycles", type=int, default=1, help="how often each trouble comes")
     parser.add_argument("--slots", type=int, default=6)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--session", type=float, default=3.0, help="the group's session timeout, seconds")
-    parser.add_argument("--within", type=float, default=0.05, help="how far the others' rate may be off")
+    parser.add_argument("--within", type=float, default=0.05, help="how much less the others' rate may be")
     parser.add_argument("--spare", type=float, default=1.5, help="length of the plan, by the time measured")
     parser.add_argument("--jobs", type=int, default=2, help="processes of the replay")
     parser.add_argument("--json", type=Path)
@@ -288,7 +289,7 @@ def main() -> None:
         result = measure(Path(name), o)
     troubles, run = result["troubles"], result["run"]
     checks = {
-        **{f"{kind}: others": abs(t["median"] - 1) <= o.within for kind, t in troubles.items()},
+        **{f"{kind}: others": t["median"] >= 1 - o.within for kind, t in troubles.items()},
         **{f"{kind}: taken over": all(troubles[kind]["taken_over"]) for kind in ("paused", "cut off")},
         "ledger": run["ledger_exact"] and not run["outstanding_rows"],
         "replay": run["replay_identical"] and run["digests_agree"],
