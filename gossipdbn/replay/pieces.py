@@ -191,9 +191,10 @@ class _Shared:
         self.accepted = [counted(x) for x in letters]
         self._recent: Recent[tuple[codec.Deltas, ...]] = Recent(_DECODED_BYTES, lambda d: sum(x.nbytes for x in d))
         self.version: Version = tuple(map(min, zip(*(p.version for p in pieces), strict=True)))
-        if not base.version or any(a > b for a, b in zip(base.version, self.version, strict=True)):
-            base.version, base.parameters = (0,) * len(self.version), run.initial()
-        for partition, (have, n) in enumerate(zip(base.version, self.version, strict=True)):
+        contained, base.version = base.version, ()  # nothing, should this end before it is done
+        if not contained or any(a > b for a, b in zip(contained, self.version, strict=True)):
+            contained, base.parameters = (0,) * len(self.version), run.initial()
+        for partition, (have, n) in enumerate(zip(contained, self.version, strict=True)):
             for i in range(have, n):
                 codec.merge(base.parameters, self.deltas(partition, i))
         base.version, self.parameters, self.base = self.version, base.parameters.copy(), base

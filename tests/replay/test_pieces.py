@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gossipdbn.errors import LogError
 from gossipdbn.replay.history import LoggedRun, judge_all
 from gossipdbn.replay.pieces import Base, cut, recompute_pieces, side_by_side
 from gossipdbn.replay.recent import Recent
@@ -39,6 +40,25 @@ def test_a_base_that_lies_beyond_is_not_used(logged: LoggedRun) -> None:
     pieces, letters, base = cut(history), letters_of(history), Base()
     for task in reversed(side_by_side(logged, pieces, 1)):
         assert not any(r.problem or r.divergence for r in recompute_pieces(logged, task, letters, walk, base=base))
+
+
+def test_a_base_that_could_not_be_moved_is_made_anew(logged: LoggedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = judge_all(logged)
+    pieces, letters, base = cut(history), letters_of(history), Base()
+    first, second, *_ = side_by_side(logged, pieces, 1)
+    recompute_pieces(logged, first, letters, walk, base=base)
+    before, calls = LoggedRun.deltas, []
+
+    def at_times(self: LoggedRun, partition: int, offset: int) -> object:
+        calls.append(offset)
+        if len(calls) == 5:
+            raise LogError("the disk is slow today")
+        return before(self, partition, offset)
+
+    monkeypatch.setattr(LoggedRun, "deltas", at_times)
+    assert "slow today" in recompute_pieces(logged, second[:1], letters, walk, base=base)[0].problem
+    results = recompute_pieces(logged, second, letters, walk, base=base)
+    assert not any(r.problem or r.divergence for r in results)
 
 
 def test_what_was_made_last_is_kept_within_its_bytes() -> None:
