@@ -99,7 +99,10 @@ def _peer_process(tools: Tools, run: RunHarness, count: int) -> Iterator[subproc
 
 
 def _measured(tools: Tools, run: RunHarness, count: int, left_out: int, pause_s: float) -> tuple[list[float], float]:
-    """Seconds from publication to merge, the first ``left_out`` aside, and the mean size of what was published."""
+    """Seconds from publication to merge, the first ``left_out`` aside, and the mean size of what was published.
+
+    A new producer asks the brokers for its id for half a second, so its first record, the claim, is waited for.
+    """
     records = updates(run.manifest, count)
     with _peer_process(tools, run, count) as process:
         writer = run.log.writer()
@@ -109,6 +112,7 @@ def _measured(tools: Tools, run: RunHarness, count: int, left_out: int, pause_s:
             if spill is not None:
                 run.store.put(*spill)
             writer.send(run.topics.updates, 0, raw)
+            assert len(began) > 1 or writer.flush(30.0), writer.failure()
             time.sleep(pause_s)
         assert process.stdout is not None
         merged = json.loads(process.stdout.readline())

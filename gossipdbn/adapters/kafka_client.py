@@ -52,7 +52,7 @@ class KafkaOptions:
     message_bytes_max
         Largest record sent or read, bytes.
     linger_ms
-        How long a record may wait for company, milliseconds.
+        How long a record may wait for company, milliseconds. A worker's records are few and large: none waits.
     give_up_s
         A record not acknowledged after this long breaks its writer, seconds; 0: never, the writer waits for the log.
     client_id
@@ -64,7 +64,7 @@ class KafkaOptions:
     timeout_s: float = 10.0
     session_timeout_ms: int = 6000
     message_bytes_max: int = (8 << 20) + (1 << 16)
-    linger_ms: float = 2.0
+    linger_ms: float = 0.0
     give_up_s: float = 0.0
     client_id: str = "gossipdbn"
     kafka: Mapping[str, str] = field(default_factory=dict)
