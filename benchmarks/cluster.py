@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from cluster_memory import memory
 from cluster_messages import latency, payload
 from cluster_share import learning
 from cluster_tools import SHAPE, Tools, grey, load_watched, quantiles
@@ -193,42 +194,6 @@ def leader(tools: Tools) -> dict[str, Any]:
     return {"records": records, "lost": 0, "doubled": 0, "pause_s": statistics.median(pauses), "pauses_s": pauses}
 
 
-# ---- memory ---------------------------------------------------------------------------------------------------------
-def _resident(run: RunHarness, name: str) -> int:
-    pid = run.workers[name].pid
-    assert pid is not None
-    return int(psutil.Process(pid).memory_info().rss)
-
-
-def memory(tools: Tools) -> dict[str, Any]:
-    """Resident memory of a worker: idle, per parameter of one slot, and over time."""
-    idle = tools.run(hidden=(16,), phases=[CD], slots=1, **SHAPE)
-    idle.start_worker("idle")
-    idle.wait_for(lambda f: bool(f.replica.chains[0].worker), 60)
-    idle.follow(5.0)
-    idle_bytes = _resident(idle, "idle")
-    idle.close()
-    large = tools.run(hidden=(4000,), phases=[PhaseSpec("cd", epochs=10**5, batch=20, tau=2)], slots=1, **SHAPE)
-    large.feed_rows(grey(2000))
-    large.start_worker("large")
-    large.wait_for(lambda f: f.ledger.updates > 10, 120)
-    samples = []
-    until = time.monotonic() + 60 * tools.minutes
-    while time.monotonic() < until:
-        large.follow(5.0)
-        samples.append(_resident(large, "large"))
-    parameters = len(large.follower.replica.acc)
-    large.close()
-    half = len(samples) // 2
-    return {
-        "idle_MB": round(idle_bytes / 1e6, 1),
-        "parameters": parameters,
-        "bytes_per_parameter": round((statistics.median(samples) - idle_bytes) / parameters, 1),
-        "minutes": tools.minutes,
-        "growth_MB": round((statistics.mean(samples[half:]) - statistics.mean(samples[:half])) / 1e6, 2),
-    }
-
-
 # ---- Spark placement ------------------------------------------------------------------------------------------------
 def placement(tools: Tools) -> dict[str, Any]:
     """A Python worker on an executor is killed: seconds until all its slots train again."""
@@ -294,8 +259,8 @@ PARTS: dict[str, tuple[Callable[[Tools], dict[str, Any]], str, Callable[[dict[st
     "leader": (leader, "nothing lost or doubled, pause <= 15 s", lambda r: r.get("pause_s", 99) <= 15),
     "memory": (
         memory,
-        "idle <= 250 MB, <= 12 bytes per parameter beyond, flat",
-        lambda r: r["idle_MB"] <= 250 and r["bytes_per_parameter"] <= 12 and r["growth_MB"] < 5,
+        "idle <= 250 MB, <= 12 bytes per parameter beyond, flat: largest at most 2 % above smallest",
+        lambda r: r["idle_MB"] <= 250 and r["bytes_per_parameter"] <= 12 and r["max_to_min"] <= 1.02,
     ),
     "placement": (placement, "killed Python worker -> its slots train again: p50 <= 10 s", lambda r: r["p50_s"] <= 10),
 }

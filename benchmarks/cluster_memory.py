@@ -1,0 +1,100 @@
+"""Resident memory of a real worker on a real broker: idle, per parameter of one slot, and over time."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import psutil
+from cluster_tools import SHAPE, Tools, grey
+
+from gossipdbn.models.spec import PhaseSpec
+from gossipdbn.testing import RunHarness
+
+ENDLESS = 10**5
+WARM_UP_SHARE = 0.1  # of the time watched: rows, buffers and compiled code come in the first minute
+LARGE_S = 30.0
+
+
+def _resident(run: RunHarness, name: str) -> int:
+    pid = run.workers[name].pid
+    assert pid is not None
+    return int(psutil.Process(pid).memory_info().rss)
+
+
+def _sampled(run: RunHarness, name: str, seconds: float) -> list[int]:
+    """Resident bytes, about once a second."""
+    samples, until = [], time.monotonic() + seconds
+    while time.monotonic() < until:
+        run.follow(1.0)
+        samples.append(_resident(run, name))
+    assert not run.follower.finished, run.follower.failed or "too few rows for the time"
+    return samples
+
+
+def idle(tools: Tools) -> int:
+    """Bytes of a worker that hosts a slot and has no rows; one before it has compiled what was not compiled yet."""
+    run = tools.run(hidden=(16,), phases=[PhaseSpec("cd", epochs=ENDLESS)], slots=1, **SHAPE)
+    run.start_worker("first")
+    run.wait_for(lambda f: bool(f.replica.chains[0].worker), 300)
+    run.stop_worker("first", 60.0)
+    run.start_worker("idle")
+    run.wait_for(lambda f: f.replica.chains[0].worker.startswith("idle"), 120)
+    run.follow(5.0)
+    found = _resident(run, "idle")
+    run.close()
+    return found
+
+
+def large(tools: Tools) -> tuple[int, int]:
+    """Bytes of a worker with one slot of a large layer, and the layer's parameters."""
+    phases = [PhaseSpec("cd", epochs=ENDLESS, batch=20, tau=2)]
+    run = tools.run(hidden=(4000,), phases=phases, slots=1, **SHAPE)
+    run.feed_rows(grey(2000))
+    run.start_worker("large")
+    run.wait_for(lambda f: f.ledger.updates > 10, 300)
+    found = statistics.median(_sampled(run, "large", LARGE_S))
+    parameters = len(run.follower.replica.acc)
+    run.close()
+    return round(found), parameters
+
+
+def steady(tools: Tools) -> dict[str, Any]:
+    """A worker with four slots that trains and merges as fast as it can, for ``minutes`` after a warm-up."""
+    phases = [PhaseSpec("cd", epochs=ENDLESS, batch=100, tau=10, lr=0.005)]
+    run = tools.run(hidden=(500,), phases=phases, slots=4, **SHAPE)
+    run.feed_rows(grey(8000), shard_rows=250)
+    run.start_worker("steady")
+    run.wait_for(lambda f: f.ledger.updates > 60, 300)
+    seconds = 60 * tools.minutes
+    _sampled(run, "steady", WARM_UP_SHARE * seconds)
+    before, began = run.follower.ledger.updates, time.monotonic()
+    samples = np.array(_sampled(run, "steady", seconds), np.float64)
+    minutes = (time.monotonic() - began) / 60
+    updates = run.follower.ledger.updates - before
+    run.close()
+    slope = float(np.polyfit(np.linspace(0, minutes, len(samples)), samples, 1)[0])
+    return {
+        "minutes": round(minutes, 2),
+        "samples": len(samples),
+        "updates": updates,
+        "smallest_MB": round(samples.min() / 1e6, 1),
+        "largest_MB": round(samples.max() / 1e6, 1),
+        "max_to_min": round(float(samples.max() / samples.min()), 4),
+        "bytes_per_minute": round(slope),
+        "bytes_per_update": round(slope * minutes / max(1, updates), 1),
+    }
+
+
+def memory(tools: Tools) -> dict[str, Any]:
+    """All three."""
+    idle_bytes = idle(tools)
+    large_bytes, parameters = large(tools)
+    return {
+        "idle_MB": round(idle_bytes / 1e6, 1),
+        "parameters": parameters,
+        "bytes_per_parameter": round((large_bytes - idle_bytes) / parameters, 1),
+        **steady(tools),
+    }
