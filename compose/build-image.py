@@ -2,8 +2,9 @@
 """Builds gossipdbn/all:dev from what lies on this machine: no image registry, no network.
 
 Into an empty image go: the interpreter that runs this script, the packages that gossipdbn[spark,hdfs] needs and
-gossipdbn itself, a Java runtime cut from the JDK at hand, the locked jars of HDFS and of Spark's Kafka connector, bash
-and a static busybox, and the shared libraries all of these link to. Kernels are compiled as its last step.
+gossipdbn itself with its kernels as they are compiled for this machine, a Java runtime cut from the JDK at hand, the
+locked jars of HDFS and of Spark's Kafka connector, bash and a static busybox, and the shared libraries that all these
+link to.
 
     ../.venv/bin/python build-image.py [--base IMAGE] [--tag TAG]
 
@@ -23,9 +24,11 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
+from numba.core.caching import CompileResultCacheImpl
 from packaging.requirements import Requirement
 
 from gossipdbn.embedded import artifacts
+from gossipdbn.kernels import tiers
 
 HERE = Path(__file__).resolve().parent
 PACKAGE = HERE.parent / "gossipdbn"
@@ -36,6 +39,7 @@ MODULES = (
 LEFT_OUT = shutil.ignore_patterns(
     "__pycache__", "test", "tests", "idlelib", "tkinter", "ensurepip", "site-packages", "lib2to3", "*.a", "config-*"
 )
+SITE = "opt/gossipdbn"
 RESOLVER = ("libnss_files.so.2", "libnss_dns.so.2", "libresolv.so.2")
 
 
@@ -68,12 +72,20 @@ def copy_packages(target: Path) -> None:
             if ".." in file.parts or "__pycache__" in file.parts or not source.is_file():
                 continue
             (target / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target / file)
+            _take(source, target / file)
     shutil.copytree(PACKAGE, target / "gossipdbn", ignore=shutil.ignore_patterns("__pycache__"))
     ours = metadata.distribution("gossipdbn")
     info = target / f"gossipdbn-{ours.version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(ours.read_text("METADATA") or ours.read_text("PKG-INFO") or "")
+
+
+def _take(source: Path, target: Path) -> None:
+    """The file itself under another name where that is possible: they make a gigabyte, and nobody writes to it."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def copy_tools(root: Path) -> None:
@@ -134,6 +146,16 @@ def copy_java(root: Path) -> None:
     shutil.copytree(connector, root / "var/cache/gossipdbn" / connector.relative_to(artifacts.cache_folder()))
 
 
+def copy_kernels(root: Path, site: str) -> None:
+    """Machine code of the kernels, compiled now if it is not there yet, under the name that numba gives its place."""
+    subprocess.run([sys.executable, HERE / "gossipdbn" / "warm.py"], check=True)
+    caches = root / "var/cache/gossipdbn" / tiers.CACHE_FOLDER.name
+    there = CompileResultCacheImpl._locator_classes[0].get_suitable_cache_subpath
+    here = tiers.CACHE_FOLDER / there(str(Path(str(tiers.__file__)).resolve()))
+    if here.is_dir():  # else they are compiled anew in the image
+        shutil.copytree(here, caches / there(f"/{site}/gossipdbn/kernels/tiers.py"))
+
+
 def main() -> None:
     """Collect and build."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -144,11 +166,12 @@ def main() -> None:
         root = Path(name) / "root"
         root.mkdir()
         copy_tools(root)
-        site = root / "opt/gossipdbn"
-        copy_packages(site)
+        copy_packages(root / SITE)
+        copy_kernels(root, SITE)
         copy_java(root)
         copy_libraries(root)
         shutil.copy(HERE / "gossipdbn" / "Dockerfile", name)
+        shutil.copy(HERE / "gossipdbn" / "warm.py", root / "opt")
         for script in ("gossipdbn", "healthy"):
             shutil.copy(HERE / "gossipdbn" / script, root / "bin" / script)
         subprocess.run(
