@@ -23,6 +23,7 @@ from gossipdbn.wire.messages import decode_control
 __all__ = ["Control", "load_control"]
 
 MANIFEST_FORMAT = 1
+SNAPSHOTS_MIN = 64  # announcements remembered per slot; more where more than half as many snapshots are kept
 
 
 @dataclass(slots=True)
@@ -31,7 +32,8 @@ class Control:
 
     Attributes
     ----------
-    manifest : the first valid one, or None. snapshots : per slot, announcements in log order.
+    manifest : the first valid one, or None. snapshots : per slot, the last announcements in log order; what was
+    announced long before them is no longer in the store.
     stops, answered : newest stop request and newest one answered by a resume; ``stop`` if one is open.
     workers : newest statement of each worker. voids : records that were none.
     """
@@ -73,13 +75,20 @@ class Control:
         elif isinstance(message, ManifestRecord):
             self._manifest(message)
         elif isinstance(message, SnapshotAnnounced):
-            self.snapshots.setdefault(message.slot, []).append(message)
+            self._announced(message)
         elif isinstance(message, StopRequested):
             self.stops = max(self.stops, message.number)
         elif isinstance(message, Resumed):
             self.answered = max(self.answered, message.number)
         else:
             self.workers[message.worker] = message
+
+    def _announced(self, message: SnapshotAnnounced) -> None:
+        known = self.snapshots.setdefault(message.slot, [])
+        known.append(message)
+        kept = 0 if self.manifest is None else int(str(self.manifest.config.get("keep", 0)))
+        if len(known) > max(SNAPSHOTS_MIN, 2 * kept):
+            del known[0]
 
     def _manifest(self, record: ManifestRecord) -> None:
         if self.manifest is not None:
