@@ -13,11 +13,13 @@ An interpreter with gossipdbn on the executors is Spark's business as usual: a p
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -29,6 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from gossipdbn.embedded.java import cache_folder
 from gossipdbn.embedded.process import follow_parent
 from gossipdbn.errors import ConfigError, GossipDbnError
 
@@ -225,6 +228,25 @@ def _python_path() -> dict[str, str]:
     from pyspark import SparkFiles
 
     root = SparkFiles.getRootDirectory()
-    shipped = [path for path in sys.path if path.startswith(root)]
+    shipped = [_unpacked(path) for path in sys.path if path.startswith(root)]
     inherited = os.environ.get("PYTHONPATH", "")
     return {"PYTHONPATH": os.pathsep.join([*shipped, *([inherited] if inherited else [])])}
+
+
+def _unpacked(path: str) -> str:
+    """A shipped gossipdbn as a folder that is the same for all tasks and applications of its version.
+
+    Compiled kernels are kept by where their source lies, and Spark puts each application's zip into a new place.
+    """
+    if not zipfile.is_zipfile(path):
+        return path
+    with zipfile.ZipFile(path) as archive:
+        digest = hashlib.sha256(b"".join(name.encode() + archive.read(name) for name in sorted(archive.namelist())))
+    folder = cache_folder() / "shipped" / digest.hexdigest()[:16]
+    with zipfile.ZipFile(path) as archive, contextlib.suppress(OSError):  # no place to write: the zip will do
+        if not folder.is_dir() and "gossipdbn/__init__.py" in archive.namelist():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent, ignore_cleanup_errors=True) as staging:
+                archive.extractall(Path(staging) / "new")
+                (Path(staging) / "new").rename(folder)  # fails where another task was faster, which is as good
+    return str(folder) if folder.is_dir() else path

@@ -58,8 +58,9 @@ def _run(gossip_run, epochs):
 
 # First, while no other session holds the cluster's cores: the fixture `spark` keeps them to the end of the module.
 @pytest.mark.skipif(
-    not os.environ.get("GOSSIPDBN_WHOLE_JOB"), reason="compiles the kernels anew on every executor: `make whole-job`"
+    not os.environ.get("GOSSIPDBN_WHOLE_JOB"), reason="compiles the kernels of a shipped package: `make whole-job`"
 )
+@pytest.mark.timeout(900)
 def test_train_places_its_workers_on_a_cluster_ships_the_package_and_ends_with_a_model(
     gossip_broker: str, gossip_spark: str, home: Path, tmp_path: Path
 ) -> None:
@@ -72,7 +73,7 @@ def test_train_places_its_workers_on_a_cluster_ships_the_package_and_ends_with_a
         [sys.executable, "-m", "gossipdbn", "train", tmp_path / "run.toml", "--bootstrap", gossip_broker, "--plain",
          "--placement", "spark", "--master", gossip_spark, "--spark-conf", "spark.executor.memory=512m", "--ship",
          "--json", result],
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True, text=True, timeout=800, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads(result.read_text())
@@ -153,7 +154,7 @@ workers = 2
 kind = "csv"
 path = "rows.csv"
 [model]
-hidden = [12, 8]
+hidden = [12]
 [train]
 epochs = 8
 batch = 50
