@@ -5,6 +5,7 @@ Both are records like any other: appended, read back and judged; nothing is done
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,11 +28,12 @@ from gossipdbn.core.values import (
     Revocation,
     Undecided,
     Update,
+    Verdict,
 )
 from gossipdbn.errors import ConfigError, LogError
 from gossipdbn.kernels import codec
 from gossipdbn.models.spec import layout, parameter_count
-from gossipdbn.ports import Log, SnapshotStore
+from gossipdbn.ports import Log, Reader, Record, SnapshotStore, Writer
 from gossipdbn.wire.messages import RunWire, payload_name
 from gossipdbn.worker.recover import fetch_payload
 
@@ -108,36 +110,28 @@ class Operator:
                 payload = message.payload
             yield chain, record.value, message, payload
 
-    def _replica(self) -> Replica:
-        """Everything that is in the log now."""
-        replica = Replica(self.manifest, self._wire.decode, rounds.initial_parameters(self.manifest, self._store.get))
-        for partition in range(self.manifest.slots + 1):
-            self._read_on(replica, partition)
-        return replica
+    def _take(self, replica: Replica, record: Record) -> Verdict:
+        """Read a record of the updates; the verdict is final."""
+        verdict = replica.read(record.partition, record.offset, record.value)
+        if isinstance(verdict, Undecided) and verdict.wants is not None:
+            payload = fetch_payload(self._store, verdict.wants)
+            verdict = replica.read(record.partition, record.offset, record.value, payload)
+        if isinstance(verdict, Undecided):
+            raise LogError(f"{self._topic} partition {record.partition}, offset {record.offset}: {verdict.reason}")
+        return verdict
 
-    def _read_on(self, replica: Replica, partition: int) -> None:
-        start, end = replica.chains[partition].offset, self._log.offsets(self._topic, partition)[1]
-        for record in self._log.read(self._topic, partition, start, end):
-            verdict = replica.read(partition, record.offset, record.value)
-            if isinstance(verdict, Undecided) and verdict.wants is not None:
-                payload = fetch_payload(self._store, verdict.wants)
-                verdict = replica.read(partition, record.offset, record.value, payload)
-            if isinstance(verdict, Undecided):
-                raise LogError(f"{self._topic} partition {partition}, offset {record.offset}: {verdict.reason}")
+    def _send(self, writer: Writer, partition: int, raw: bytes) -> None:
+        writer.send(self._topic, partition, raw)
+        if not writer.flush(FLUSH_S):
+            raise LogError(f"{self._topic} did not take the record: {writer.failure() or 'no acknowledgement'}")
 
-    def _append(self, partition: int, *records: bytes) -> None:
+    def _append(self, partition: int, raw: bytes) -> None:
         """Send and wait until it is acknowledged and can be read."""
         end = self._log.offsets(self._topic, partition)[1]
-        writer = self._log.writer()
-        try:
-            for raw in records:
-                writer.send(self._topic, partition, raw)
-            if not writer.flush(FLUSH_S):
-                raise LogError(f"{self._topic} did not take the record: {writer.failure() or 'no acknowledgement'}")
-        finally:
-            writer.close()
+        with contextlib.closing(self._log.writer()) as writer:
+            self._send(writer, partition, raw)
         waited = 0.0
-        while self._log.offsets(self._topic, partition)[1] < end + len(records):
+        while self._log.offsets(self._topic, partition)[1] <= end:
             if waited > READ_BACK_S:
                 raise LogError(f"{self._topic} partition {partition} does not show the acknowledged record")
             self._wait(_PAUSE_S)
@@ -222,8 +216,9 @@ class Operator:
     def give_up(self, slot: int, reason: str = "") -> GivenUp:
         """Close a slot for good, so that the run can finish without it; its other rows stay outstanding.
 
-        The operator claims the slot, which fences whoever has it, and closes it in the same breath. What the slot has
-        trained stays; what quantisation left behind in it is lost.
+        The operator claims the slot, which fences whoever has it, and closes it before the owner has claimed it again.
+        What the slot has trained stays; what quantisation left behind in it is lost. The closing starts from the slot's
+        own updates alone, so that no other partition needs to be read.
 
         Raises
         ------
@@ -232,37 +227,49 @@ class Operator:
         """
         if not 0 <= slot < self.manifest.slots:
             raise ConfigError(f"--slot: {slot} is not a slot of the run; it has 0 to {self.manifest.slots - 1}")
-        replica = self._replica()
-        for attempt in range(ATTEMPTS):
-            chain = replica.chains[slot]
-            if chain.closed:
-                raise ConfigError(f"slot {slot} is closed already" + (f" ({chain.failed})" if chain.failed else ""))
-            claim, closing = self._closing(replica, slot, reason)
-            self._append(slot, claim, closing)
-            self._read_on(replica, slot)
-            if replica.chains[slot].closed and self._ours(slot, closing):
-                after = replica.chains[slot]
-                return GivenUp(
-                    self.manifest.run, slot, after.count - 1, after.incarnation, after.phase, after.cursor, chain.worker
-                )
-            self._wait(_PAUSE_S * (attempt + 1))
-            for partition in range(self.manifest.slots + 1):
-                self._read_on(replica, partition)
+        replica = Replica(self.manifest, self._wire.decode, rounds.initial_parameters(self.manifest, self._store.get))
+        start, end = self._log.offsets(self._topic, slot)
+        if start:
+            raise LogError(f"{self._topic} partition {slot} starts at offset {start}: what came before was trimmed")
+        for record in self._log.read(self._topic, slot, 0, end):
+            self._take(replica, record)
+        before = replica.chains[slot].worker
+        with contextlib.closing(self._log.reader()) as reader, contextlib.closing(self._log.writer()) as writer:
+            reader.add(self._topic, slot, end)
+            for _ in range(ATTEMPTS):
+                chain = replica.chains[slot]
+                if chain.closed:
+                    raise ConfigError(f"slot {slot} is closed already" + (f" ({chain.failed})" if chain.failed else ""))
+                claimed = self._read_back(reader, writer, replica, slot, self._claim(chain, slot))
+                if claimed and self._read_back(reader, writer, replica, slot, self._closing(replica, slot, reason)):
+                    after = replica.chains[slot]
+                    done = (after.count - 1, after.incarnation, after.phase, after.cursor)
+                    return GivenUp(self.manifest.run, slot, *done, before)
         raise LogError(f"slot {slot}: {ATTEMPTS} attempts to claim it were overtaken by its owner; stop that worker")
 
-    def _closing(self, replica: Replica, slot: int, reason: str) -> tuple[bytes, bytes]:
-        """A claim with reset, and the closing that follows it."""
-        manifest, chain = self.manifest, replica.chains[slot]
-        claim = Claim(
-            manifest.run, slot, chain.incarnation + 1, self._name, RESET, self._wire.key_id, manifest.numerics
-        )  # fmt: skip
-        raw = self._wire.encode(claim)
-        chain = chains.fold(manifest, chain, raw, Accepted(claim))
-        state = rounds.fresh_state(manifest, slot, chain)
-        note = reason or "given up by the operator"
-        update = rounds.closing(manifest, state, replica.acc, replica.version, GIVEN_UP, note=note)
-        return raw, self._wire.encode(update)
+    def _claim(self, chain: chains.Chain, slot: int) -> bytes:
+        m, incarnation = self.manifest, chain.incarnation + 1
+        return self._wire.encode(Claim(m.run, slot, incarnation, self._name, RESET, self._wire.key_id, m.numerics))
 
-    def _ours(self, slot: int, closing: bytes) -> bool:
-        end = self._log.offsets(self._topic, slot)[1]
-        return any(r.value == closing for r in self._log.read(self._topic, slot, max(0, end - 256), end))
+    def _closing(self, replica: Replica, slot: int, reason: str) -> bytes:
+        """The closing that follows the operator's newest claim."""
+        state = rounds.fresh_state(self.manifest, slot, replica.chains[slot])
+        note = reason[:500] or "given up by the operator"
+        update = rounds.closing(self.manifest, state, replica.acc, replica.version, GIVEN_UP, note=note)
+        return self._wire.encode(update)
+
+    def _read_back(self, reader: Reader, writer: Writer, replica: Replica, slot: int, raw: bytes) -> bool:
+        """Append a record to the slot's partition and read on up to it; whether it is accepted."""
+        self._send(writer, slot, raw)
+        silent = 0
+        while silent * _PAUSE_S <= READ_BACK_S:
+            records = reader.poll(_PAUSE_S)
+            silent = 0 if records else silent + 1
+            ours = None
+            for record in records:
+                if record.offset >= replica.chains[slot].offset:
+                    verdict = self._take(replica, record)
+                    ours = verdict if record.value == raw else ours
+            if ours is not None:
+                return isinstance(ours, Accepted)
+        raise LogError(f"{self._topic} partition {slot} does not show the acknowledged record")

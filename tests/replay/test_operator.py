@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
+from gossipdbn.adapters.memory import MemoryLog
 from gossipdbn.core.revocation import minus
-from gossipdbn.core.values import GIVEN_UP, TensorDelta
+from gossipdbn.core.values import GIVEN_UP, Claim, TensorDelta
 from gossipdbn.errors import ConfigError, SnapshotCorrupt, SnapshotMissing
 from gossipdbn.kernels import codec
 from gossipdbn.models.spec import PhaseSpec, parameter_count
@@ -117,6 +120,62 @@ def test_a_slot_given_up_lets_the_run_finish_with_rows_outstanding(tmp_path: Pat
     assert v.rows < 5 * 300
     with pytest.raises(ConfigError, match="closed already"):
         operator(scene).give_up(2)
+
+
+def test_a_slot_whose_owner_never_pauses_is_given_up(tmp_path: Path) -> None:
+    """Between the operator's last look and its claim the owner always gets another update in."""
+    scene = Scene()
+    scene.feed(*rows(1000))
+    worker = scene.worker("owner", threading.Event())
+    turns, turned, turn = threading.Semaphore(0), threading.Semaphore(0), worker._turn
+
+    def gated() -> None:
+        turns.acquire()
+        turn()
+        turned.release()
+
+    def an_update_more() -> None:
+        before, left = scene.logged_chain(2).count, 1000
+        while scene.logged_chain(2).count == before and left:
+            left -= 1
+            turns.release()
+            turned.acquire()
+        assert left
+
+    worker._turn = gated  # type: ignore[method-assign]
+    thread = threading.Thread(target=worker.run, daemon=True)
+    thread.start()
+    an_update_more()
+    act = operator(scene)
+    act._log = Hasty(scene.log, an_update_more)  # type: ignore[assignment]
+    done = act.give_up(2, "its owner is never quiet")
+    assert done.before.startswith("owner") and scene.logged_chain(2).closed
+    turns.release(100_000)
+    thread.join(60)
+    v = verify(scene.logged(tmp_path), train=walk)
+    assert v.identical and v.state == "finished", v.problems
+
+
+class Hasty:
+    """A log that something happens on just before a claim is appended."""
+
+    def __init__(self, log: MemoryLog, first: Callable[[], None]) -> None:
+        self._log, self._first = log, first
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._log, name)
+
+    def writer(self) -> object:
+        writer = self._log.writer()
+        send = writer.send
+
+        def later(topic: str, partition: int, value: bytes) -> None:
+            if isinstance(RunWire().reopen(value), Claim):
+                self._first()
+            send(topic, partition, value)
+
+        writer.send = later  # type: ignore[method-assign]
+        return writer
 
 
 def test_a_child_run_starts_from_its_parents_integers(tmp_path: Path) -> None:
