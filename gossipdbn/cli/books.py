@@ -13,6 +13,7 @@ from gossipdbn.cli.replay import (
     JobsOption,
     LastOption,
     RunArgument,
+    check_folder,
     history_of,
     recorded_run,
     time_text,
@@ -55,23 +56,29 @@ def audit(
 
         gossipdbn audit mnist.zip --row 2:117
     """
+    slot_row = _slot_row(row)
+    check_folder("-o", output)
     with recorded_run(where_of(home, bootstrap, prefix, key_file, 0, kafka), run, last) as found:
         history = history_of(found, jobs)
-        if row:
-            _tell_row(history, row, json)
+        if slot_row is not None:
+            _tell_row(history, *slot_row, json)
             return
         exact = _books(history, output, json)
     if not exact:
         raise typer.Exit(WRONG)
 
 
-def _tell_row(history: History, name: str, json: Path | None) -> None:
+def _slot_row(name: str) -> tuple[int, int] | None:
+    slot, colon, row = name.partition(":")
+    if name and (not colon or not slot.isdecimal() or not row.isdecimal()):
+        raise ConfigError(f"--row {name}: needed is SLOT:ROW, such as 2:117")
+    return (int(slot), int(row)) if name else None
+
+
+def _tell_row(history: History, slot: int, row: int, json: Path | None) -> None:
     from gossipdbn.replay.audit import row_history
 
-    slot, colon, row = name.partition(":")
-    if not colon or not slot.isdecimal() or not row.isdecimal():
-        raise ConfigError(f"--row {name}: needed is SLOT:ROW, such as 2:117")
-    found = row_history(history, int(slot), int(row))
+    found = row_history(history, slot, row)
     write_json(json, found)
     out = terminal(json)
     out.print(f"row {row} of slot {slot} was trained {len(found)} times")
@@ -95,11 +102,10 @@ def _books(history: History, output: Path | None, json: Path | None) -> bool:
     out, s = terminal(json), books.summary
     planned = f"{s.planned_rows:,}" if s.planned_rows is not None else "endless"
     out.print(f"run {books.run}: {books.state}, {s.updates:,} updates, digest {books.digest}")
+    open_rows = f"{s.outstanding_rows:,}" if s.outstanding_rows is not None else "an unknown number"
+    out.print(f"rows: {s.trained_rows:,} of {planned} trained, {open_rows} outstanding, {s.revoked_rows:,} revoked")
     out.print(
-        f"rows: {s.trained_rows:,} of {planned} trained, {s.outstanding_rows} outstanding, {s.revoked_rows} revoked"
-    )
-    out.print(
-        f"shards: {len(books.shards):,} count, {len(books.dropped):,} records dropped; "
+        f"shards: {len(books.shards):,}, {len(books.dropped):,} records of theirs dropped; "
         f"{len(books.claims)} claims, {len(books.voids)} void records"
     )
     for r in books.revocations:

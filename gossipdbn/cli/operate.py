@@ -15,6 +15,7 @@ import typer
 from gossipdbn.cli.options import HomeOption, JsonOption, notice, terminal, write_json
 from gossipdbn.cli.replay import history_of, where_of
 from gossipdbn.cli.runs import BootstrapOption, KafkaOption, KeyFileOption, KeyIdOption, PrefixOption
+from gossipdbn.errors import ConfigError
 
 if TYPE_CHECKING:
     from gossipdbn.launch.records import Connected, Where
@@ -33,9 +34,13 @@ def register(app: typer.Typer) -> None:
 
 @contextmanager
 def connected_run(where: Where, run: str) -> Iterator[Connected]:
-    """A run on its live log."""
+    """A run on its live log; what changes a run is never pointed at one by chance."""
     from gossipdbn.launch.records import connected
 
+    if not run:
+        raise ConfigError("name a run, by its id or its beginning; `gossipdbn runs` lists them")
+    if Path(run).is_file():
+        raise ConfigError(f"{run} is a file: an archive cannot be changed; name the run, `gossipdbn runs` lists them")
     with connected(where, run, notice) as live:
         yield live
 
@@ -60,7 +65,9 @@ def revoke(
 ) -> None:
     """Subtract updates of a slot from every replica, exactly; the run goes on.
 
-    What was trained in between from parameters that contained them stays; `gossipdbn audit` names it.
+    Updates count from 0 in each slot; `gossipdbn audit RUN -o PAGE` lists them with their rows, `--row` finds those of
+    a row, `gossipdbn bisect` the one that broke a measure. What was trained in between from parameters that contained
+    them stays, and audit names it. Nothing is revoked twice, and a revocation cannot be taken back.
 
     Example:
 
@@ -71,7 +78,8 @@ def revoke(
     write_json(json, done)
     terminal(json).print(
         f"run {done.run}: updates {done.first} to {done.last} of slot {done.slot} ({done.rows:,} rows) are subtracted "
-        f"from every replica that reads on; `gossipdbn audit {done.run}` names rounds trained in between"
+        f"from every replica that reads on; `gossipdbn audit {done.run}` names rounds trained in between\n"
+        f"models written before still contain them: gossipdbn replay {done.run} --until end -o MODEL writes one without"
     )
 
 
@@ -134,8 +142,9 @@ def fork(
     from gossipdbn.config import load
     from gossipdbn.launch.records import fork as make_child
     from gossipdbn.launch.records import recorded
-    from gossipdbn.replay.moments import Timeline, parse_moment
+    from gossipdbn.replay.moments import Timeline, check_moment, parse_moment
 
+    check_moment(at)
     where = where_of(home, bootstrap, prefix, key_file, key_id, kafka)
     settings = load(config) if config is not None else None
     with connected_run(where, run) as live, recorded(where, live.manifest.run, notice) as found:

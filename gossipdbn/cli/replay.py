@@ -91,6 +91,12 @@ def history_of(found: Recorded, jobs: int | None) -> History:
     return history
 
 
+def check_folder(option: str, output: Path | None) -> None:
+    """Refuse a file in a folder that is not there, before the work that it shall hold."""
+    if output is not None and not output.absolute().parent.is_dir():
+        raise ConfigError(f"{option}: there is no folder {output.parent} to write {output.name} into")
+
+
 def time_text(at_ms: int) -> str:
     """A moment of the log's clock for people."""
     return dt.datetime.fromtimestamp(at_ms / 1000, dt.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -135,10 +141,16 @@ def replay(
 
         gossipdbn replay --last --diff "#100" end
     """
+    from gossipdbn.replay.moments import check_moment
+
     if sum((verify, bool(until), diff is not None)) > 1:
         raise ConfigError("replay: --verify, --until and --diff are three different things; give one")
     if bool(until) != (output is not None):
         raise ConfigError("replay: --until MOMENT and -o MODEL belong together")
+    check_folder("-o", output)
+    for moment in (until, *(diff or ())):
+        if moment:
+            check_moment(moment)
     with recorded_run(where_of(home, bootstrap, prefix, key_file, 0, kafka), run, last) as found:
         if until and output is not None:
             _until(history_of(found, jobs), until, output, json)
@@ -183,9 +195,10 @@ def _verify(found: Recorded, jobs: int, json: Path | None) -> None:
 
 
 def _speed(v: Verification) -> str:
+    by = f"{v.jobs} processes" if v.jobs > 1 else "1 process"
     return (
-        f"{v.updates} updates, {v.rows:,} rows recomputed in {v.seconds:.1f} s by {v.jobs} processes in {v.pieces} "
-        f"pieces (trained {v.training_seconds:.1f} s by the log's clock; kernels {v.kernel_seconds:.1f} s, then "
+        f"{v.updates} updates, {v.rows:,} rows recomputed in {v.seconds:.1f} s by {by} in {v.pieces} pieces (trained "
+        f"{v.training_seconds:.1f} s by the log's clock; kernels {v.kernel_seconds:.1f} s, then "
         f"{v.training_kernel_seconds:.1f} s)"
     )
 
@@ -226,7 +239,8 @@ def _until(history: History, text: str, output: Path, json: Path | None) -> None
     version = ",".join(str(n) for n in moment.version)
     when = f", {time_text(moment.at_ms)}" if moment.at_ms else ""
     terminal(json).print(
-        f"{output}: the model at {moment.name}: {moment.updates} updates (version {version}){when}, digest "
+        f"{output}: the model at {moment.name}: {moment.updates} of {len(history.order)} updates (version {version})"
+        f"{when}, digest "
         f"{model.provenance.digest}"
     )
 
@@ -281,6 +295,7 @@ def archive(
     """
     from gossipdbn.launch.records import pack
 
+    check_folder("-o", output)
     with recorded_run(where_of(home, bootstrap, prefix, key_file, 0, kafka), run, last) as found:
         history = history_of(found, None)
         path = output or Path(f"{found.run.manifest.run}.zip")
@@ -342,7 +357,8 @@ def bisect(
 
         result = bisect_metric(timeline, look, above, looks)
     write_json(json, {"metric": metric, **msgspec.to_builtins(result)})
-    terminal(json).print(_bisection_text(result, metric, timeline))
+    name = run if found.facts is not None else timeline.run.manifest.run
+    terminal(json).print(_bisection_text(result, metric, timeline, name))
 
 
 def _held_out(where: Where, run: str) -> Any:
@@ -368,9 +384,11 @@ def _measure(metric: str, rows: Any, labels: str) -> Callable[[Model], float]:
     return measure
 
 
-def _bisection_text(b: Bisection, metric: str, timeline: Timeline) -> str:
+def _bisection_text(b: Bisection, metric: str, timeline: Timeline, name: str) -> str:
     if not b.broken:
-        return f"{metric} did not break: it ends at {b.values[-1][1]:.6g} (threshold {b.threshold:.6g})"
+        best = min(value for _, value in b.values)
+        end = b.values[-1][1]
+        return f"{metric} did not break: {end:.6g} at the end, {best:.6g} at best (threshold {b.threshold:.6g})"
     if b.offset < 0:
         return f"{metric} was above {b.threshold:.6g} at every look: it never was good"
     values = dict(b.values)
@@ -378,5 +396,6 @@ def _bisection_text(b: Bisection, metric: str, timeline: Timeline) -> str:
     version = ",".join(str(n) for n in timeline.version(b.bad))
     return (
         f"{metric} broke with {what} (worker {b.worker}, {time_text(b.at_ms)}): {values[b.good]:.6g} before, "
-        f"{values[b.bad]:.6g} after (threshold {b.threshold:.6g}, version {version})"
+        f"{values[b.bad]:.6g} after (threshold {b.threshold:.6g}, version {version})\n"
+        f"the model before it: gossipdbn replay {name} --until '#{b.good}' -o MODEL"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ from gossipdbn.worker.process import run_settings
 __all__ = ["Connected", "Recorded", "Where", "connected", "fork", "pack", "recorded"]
 
 Say = Callable[[str], None]
+TELL_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +128,19 @@ def recorded(where: Where, wanted: str, say: Say) -> Iterator[Recorded]:
             raise ConfigError(f"there is no archive {path}")
         with connected(where, wanted, say) as live:
             say(f"copying the records of run {live.manifest.run}")
-            collect(live.log, live.manifest, live.store, where.keys, Path(folder), where.prefix)
+            collect(live.log, live.manifest, live.store, where.keys, Path(folder), where.prefix, _now_and_then(say))
         yield Recorded(open_run(Path(folder), where.keys))
+
+
+def _now_and_then(say: Say) -> Say:
+    told_s = [time.monotonic()]
+
+    def on_progress(text: str) -> None:
+        if time.monotonic() - told_s[0] >= TELL_S:
+            told_s[0] = time.monotonic()
+            say(text)
+
+    return on_progress
 
 
 def pack(history: History, path: Path) -> tuple[archive.ArchiveFacts, str]:

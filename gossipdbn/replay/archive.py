@@ -43,6 +43,7 @@ _TOTAL_BYTES_MAX = 1 << 40
 _PIECE = 1 << 20
 _DAMAGE = (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, ValueError, struct.error, zlib.error)
 """What the zip reader raises about damaged, encrypted or strangely packed files."""
+_AGAIN = "copy it again, and compare its sha256 with the one that `gossipdbn archive` printed"
 _MOMENT = (1980, 1, 1, 0, 0, 0)  # equal runs give equal archives: no time of packing inside
 
 
@@ -178,7 +179,7 @@ def read_facts(path: Path) -> ArchiveFacts:
     except FileNotFoundError as error:
         raise ConfigError(f"there is no archive {path}") from error
     except (*_DAMAGE, OSError) as error:
-        raise SnapshotCorrupt(f"{path} is no archive of a run: {error}") from error
+        raise SnapshotCorrupt(f"{path} is no archive of a run, or is cut off or damaged: {error}; {_AGAIN}") from error
 
 
 def _facts(path: Path, packed: zipfile.ZipFile) -> ArchiveFacts:
@@ -221,7 +222,7 @@ def unpack(path: Path, folder: Path) -> tuple[Spool, ArchiveFacts]:
         with zipfile.ZipFile(path) as packed:
             infos = packed.infolist()[1:]
             if sorted(i.filename for i in infos) != sorted(by_name):
-                raise SnapshotCorrupt(f"{path} holds other entries than it names")
+                raise SnapshotCorrupt(f"{path} is damaged: it holds other entries than it names; {_AGAIN}")
             for info in infos:
                 _unpack_one(packed, info, by_name[info.filename], folder)
     except _DAMAGE as error:
@@ -251,6 +252,6 @@ def _unpack_one(packed: zipfile.ZipFile, info: zipfile.ZipInfo, entry: Entry, fo
                 seen.update(piece)
                 out.write(piece)
     except _DAMAGE as error:
-        raise SnapshotCorrupt(f"entry {entry.name} of the archive is damaged: {error}") from error
+        raise SnapshotCorrupt(f"entry {entry.name} of the archive is damaged: {error}; {_AGAIN}") from error
     if left or seen.hexdigest() != entry.sha256:
-        raise SnapshotCorrupt(f"entry {entry.name} of the archive is not what its checksum says")
+        raise SnapshotCorrupt(f"entry {entry.name} of the archive is not what its checksum says; {_AGAIN}")

@@ -263,10 +263,11 @@ def row_history(history: History, slot: int, row: int) -> list[Training]:
     """
     run = history.run
     if not 0 <= slot < run.manifest.slots:
-        raise ConfigError(f"slot {slot}: the run has 0 to {run.manifest.slots - 1}")
+        raise ConfigError(f"--row: the run has no slot {slot}, it has 0 to {run.manifest.slots - 1}")
     total = _read_rows(run, slot).sequence.rows
     if not 0 <= row < total:
-        raise ConfigError(f"row {row}: slot {slot} has rows 0 to {total - 1}")
+        has = f"rows 0 to {total - 1}" if total else "no rows"
+        raise ConfigError(f"--row: slot {slot} has no row {row}, it has {has}")
     revoked, names = _revoked(history, slot), _workers(history, slot)
     found = []
     for line in history.partitions[slot].updates():

@@ -275,8 +275,8 @@ class History:
         return total & _MASK
 
     def training_seconds(self) -> tuple[float, float]:
-        """(first to last record by the log's clock, sum of seconds that rounds report to have trained)."""
-        times = [x.at_ms for p in self.partitions for x in p.lines if x.accepted]
+        """(first to last record of the slots by the log's clock, sum of seconds that rounds report to have trained)."""
+        times = [x.at_ms for p in self.partitions[:-1] for x in p.lines if x.accepted]
         trained = sum(
             x.message.metrics.train_us
             for x in self.order

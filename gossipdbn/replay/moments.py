@@ -31,6 +31,7 @@ __all__ = [
     "TensorChange",
     "Timeline",
     "bisect_metric",
+    "check_moment",
     "diff",
     "parse_moment",
 ]
@@ -40,6 +41,8 @@ MOMENTS = (
     "(slot 2's update 117 and all that the log took before it); a time such as 2025-01-31T12:00:00Z or +90s after the "
     "first record; #500 (the first 500 updates)"
 )
+_COUNT, _PLACE = re.compile(r"#(\d{1,18})"), re.compile(r"(\d{1,9}):(\d{1,18})")
+_VERSION, _SINCE = re.compile(r"\d{1,18}(,\d{1,18})+"), re.compile(r"\+(\d{1,9}(?:\.\d{1,6})?)([smh]?)")
 _TIMES = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -119,6 +122,14 @@ def _text(version: Version) -> str:
     return ",".join(str(n) for n in version)
 
 
+def check_moment(text: str) -> None:
+    """Raise ConfigError unless the text has the form of a moment: before a long way to the run's records."""
+    word = text.strip()
+    forms = (_COUNT, _PLACE, _VERSION, _SINCE)
+    if word not in ("start", "end") and not any(f.fullmatch(word) for f in forms) and _date(word) is None:
+        raise ConfigError(f"moment {text!r} is not understood; it is one of: {MOMENTS}")
+
+
 def parse_moment(timeline: Timeline, text: str) -> Moment:
     """The moment that a text names (``MOMENTS`` says how).
 
@@ -126,21 +137,20 @@ def parse_moment(timeline: Timeline, text: str) -> Moment:
     ------
     ConfigError : it names none, or one that this run does not have.
     """
+    check_moment(text)
     word = text.strip()
     every = len(timeline.order)
     if word in ("start", "end"):
         return timeline.moment(every if word == "end" else 0, word)
-    if match := re.fullmatch(r"#(\d{1,18})", word):
+    if match := _COUNT.fullmatch(word):
         if int(match[1]) > every:
             raise ConfigError(f"moment {word}: the run has {every} updates")
         return timeline.moment(int(match[1]), word)
-    if match := re.fullmatch(r"(\d{1,9}):(\d{1,18})", word):
+    if match := _PLACE.fullmatch(word):
         return timeline.moment(_place(timeline, int(match[1]), int(match[2])), word)
-    if re.fullmatch(r"\d{1,18}(,\d{1,18})+", word):
+    if _VERSION.fullmatch(word):
         return _of_version(timeline, tuple(int(n) for n in word.split(",")), word)
     at = _time_ms(timeline, word)
-    if at is None:
-        raise ConfigError(f"moment {text!r} is not understood; it is one of: {MOMENTS}")
     newest, keys = 0, []
     for line in timeline.order:
         newest = max(newest, line.at_ms)
@@ -149,12 +159,17 @@ def parse_moment(timeline: Timeline, text: str) -> Moment:
 
 
 def _place(timeline: Timeline, slot: int, seq: int) -> int:
+    slots = timeline.run.manifest.slots
+    if slot > slots:
+        raise ConfigError(f"moment {slot}:{seq}: the run has slots 0 to {slots - 1}; {slots} is the operator")
     seen = -1
     for i, line in enumerate(timeline.order):
         seen += line.partition == slot
         if line.partition == slot and seen == seq:
             return i + 1
-    raise ConfigError(f"moment {slot}:{seq}: slot {slot} has {seen + 1} updates")
+    who, what = ("the operator", "revocations") if slot == slots else (f"slot {slot}", "updates")
+    has = f"{what} 0 to {seen}" if seen >= 0 else f"no {what} yet"
+    raise ConfigError(f"moment {slot}:{seq}: {who} has {has}")
 
 
 def _of_version(timeline: Timeline, version: Version, name: str) -> Moment:
@@ -171,15 +186,20 @@ def _of_version(timeline: Timeline, version: Version, name: str) -> Moment:
     return Moment(version, name, at)
 
 
-def _time_ms(timeline: Timeline, word: str) -> int | None:
-    if match := re.fullmatch(r"\+(\d{1,9}(?:\.\d{1,6})?)([smh]?)", word):
+def _time_ms(timeline: Timeline, word: str) -> int:
+    if match := _SINCE.fullmatch(word):
         lines = [p.lines[0].at_ms for p in timeline.history.partitions if p.lines]
         return min(lines, default=0) + round(1000 * float(match[1]) * _TIMES[match[2] or "s"])
+    when = _date(word)
+    assert when is not None
+    return round((when if when.tzinfo else when.replace(tzinfo=dt.UTC)).timestamp() * 1000)
+
+
+def _date(word: str) -> dt.datetime | None:
     try:
-        when = dt.datetime.fromisoformat(word)
+        return dt.datetime.fromisoformat(word)
     except ValueError:
         return None
-    return round((when if when.tzinfo else when.replace(tzinfo=dt.UTC)).timestamp() * 1000)
 
 
 # ---- what changed ---------------------------------------------------------------------------------------------------

@@ -147,6 +147,8 @@ class Operator:
         """
         if not 0 <= slot < self.manifest.slots:
             raise ConfigError(f"--slot: {slot} is not a slot of the run; it has 0 to {self.manifest.slots - 1}")
+        if last is not None and last < first:
+            raise ConfigError(f"--to: {last} is before the first update to revoke, {first}")
         count, rows, payloads = 0, 0, dict[int, Payload]()
         for _, _, m, payload in self._judged(slot):
             if isinstance(m, Update):

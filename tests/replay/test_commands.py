@@ -105,12 +105,42 @@ def test_a_bisection_over_a_file_of_rows(packed: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["replay", "{}", "--until", "7:3", "-o", "m.safetensors"], "the run has slots 0 to 2; 3 is the operator"),
+        (["replay", "{}", "--until", "1:999", "-o", "m.safetensors"], "slot 1 has updates 0 to"),
+        (["replay", "{}", "--until", "3:0", "-o", "m.safetensors"], "the operator has no revocations yet"),
+        (["audit", "{}", "--row", "1:9999"], "slot 1 has no row 9999, it has rows 0 to"),
+        (["revoke", "{}", "--slot", "0", "--from", "0"], "an archive cannot be changed"),
+    ],
+)
+def test_what_is_not_there_is_named_with_what_is(packed: Path, words: list[str], told: str) -> None:
+    result = runner.invoke(app, [w.format(packed) for w in words])
+    assert result.exit_code == 2 and told in result.output, result.output
+
+
+def test_a_moment_after_the_end_says_how_much_of_the_run_it_is(packed: Path, tmp_path: Path) -> None:
+    words = ["replay", str(packed), "--until", "+100h", "-o", str(tmp_path / "m.safetensors")]
+    found = re.search(r"(\d+) of (\d+) updates", runner.invoke(app, words).output)
+    assert found is not None and found[1] == found[2]
+
+
+def test_an_archive_that_is_cut_off_says_what_to_do(packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.zip").write_bytes(packed.read_bytes()[:5000])
+    result = runner.invoke(app, ["replay", str(tmp_path / "cut.zip")])
+    assert result.exit_code == 5 and "copy it again" in result.output
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ["replay"], ["replay", "x.zip"], ["replay", "RUN", "--last"], ["replay", "{}", "--until", "end"],
         ["replay", "{}", "-o", "m.safetensors"], ["replay", "{}", "--verify", "--diff", "start", "end"],
         ["replay", "{}", "--until", "whenever", "-o", "m.safetensors"], ["audit", "{}", "--row", "x"],
-        ["audit", "{}", "--row", "9:1"],
+        ["audit", "{}", "--row", "9:1"], ["audit", "{}", "-o", "no/books.html"], ["archive", "{}", "-o", "no/x.zip"],
+        ["replay", "{}", "--until", "end", "-o", "no/m.safetensors"],
+        ["revoke", "", "--slot", "0", "--from", "0"], ["revoke", "{}", "--slot", "0", "--from", "0"],
+        ["give-up", "", "--slot", "0"], ["fork", ""], ["fork", "{}"], ["fork", "x", "--at", "whenever"],
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_a_configuration_error(packed: Path, words: list[str]) -> None:

@@ -77,10 +77,22 @@ def test_what_is_not_there_or_revoked_already_cannot_be_revoked() -> None:
     act = operator(scene)
     act.revoke(0, 3, 5)
     for slot, first, last, why in ((0, 5, 6, "already"), (0, 0, 999, "has updates"), (7, 0, 0, "not a slot"),
-                                   (1, 4, 2, "has updates")):  # fmt: skip
+                                   (1, 4, 2, "before the first")):  # fmt: skip
         with pytest.raises(ConfigError, match=why):
             act.revoke(slot, first, last)
     assert act.revoke(0, 6, 6).numbers == (1,)
+
+
+def test_how_long_a_run_trained_leaves_out_what_the_operator_did_later(tmp_path: Path) -> None:
+    scene = Scene()
+    scene.feed(*rows())
+    scene.work("only")
+    before = judge_all(scene.logged(tmp_path / "before")).training_seconds()
+    records = scene.log.data[scene.names.updates]
+    operator(scene).revoke(0, 3, 5)
+    value, at_ms = records[-1][-1]
+    records[-1][-1] = (value, at_ms + 3_600_000)
+    assert judge_all(scene.logged(tmp_path / "after")).training_seconds() == before
 
 
 def test_a_sum_beyond_the_codec_is_revoked_in_pieces() -> None:
