@@ -4,8 +4,8 @@ Linux hands the registers out per process (`tiers`); a thread configures them wi
 `finish`, between which nothing may leave the kernel. Tile numbers are part of an instruction, hence one small function
 for each use. Tiles 0..3 accumulate, 4 and 5 hold left operands, 6 and 7 right ones.
 
-    kstep_ub   left u8 (rows of data), right s8 (weights)
-    kstep_bu   left s8 (visibles or weights), right u8 (states or probabilities)
+    quarter_ub   left u8 (rows of data), right s8 (weights)
+    quarter_bu   left s8 (visibles or weights), right u8 (states or probabilities)
 """
 
 # mypy: disable-error-code="no-untyped-def,misc,no-untyped-call"
@@ -131,69 +131,44 @@ def zero4():
 
 
 @inline
-def kstep_ub(left0, left1, left_stride, right0, right1):
-    """64 steps of k for two blocks of 16 rows and two of 16 columns; the right tiles are 1 kB each."""
-    _l4(left0, left_stride)
-    _l6(right0, 64)
-    _ub046()
-    _l7(right1, 64)
-    _ub147()
-    _l5(left1, left_stride)
-    _ub256()
-    _ub357()
+def quarter_ub(q, left0, left1, left_stride, right0, right1, two_left, two_right):
+    """Product ``q`` of the four of a step of k: two blocks of 16 rows times two of 16 columns, or one of either.
+
+    Between products there is time for vector arithmetic, see `cd_amx`. Right tiles are 1 kB each.
+    """
+    if q == 0:
+        _l4(left0, left_stride)
+        _l6(right0, 64)
+        _ub046()
+    elif q == 1:
+        if two_right:
+            _l7(right1, 64)
+            _ub147()
+    elif q == 2:
+        if two_left:
+            _l5(left1, left_stride)
+            _ub256()
+    elif two_left and two_right:
+        _ub357()
 
 
 @inline
-def kstep_ub_half(left0, left_stride, right0, right1):
-    """As `kstep_ub` for one block of 16 rows."""
-    _l4(left0, left_stride)
-    _l6(right0, 64)
-    _ub046()
-    _l7(right1, 64)
-    _ub147()
-
-
-@inline
-def kstep_ub_one(left0, left1, left_stride, right0):
-    """As `kstep_ub` for one block of 16 columns (accumulators 0 and 2)."""
-    _l4(left0, left_stride)
-    _l6(right0, 64)
-    _ub046()
-    _l5(left1, left_stride)
-    _ub256()
-
-
-@inline
-def kstep_bu(left0, left1, left_stride, right0, right1):
-    """As `kstep_ub` with the signs of the operands exchanged."""
-    _l4(left0, left_stride)
-    _l6(right0, 64)
-    _bu046()
-    _l7(right1, 64)
-    _bu147()
-    _l5(left1, left_stride)
-    _bu256()
-    _bu357()
-
-
-@inline
-def kstep_bu_half(left0, left1, left_stride, right0):
-    """As `kstep_bu` for one block of 16 columns (accumulators 0 and 2)."""
-    _l4(left0, left_stride)
-    _l6(right0, 64)
-    _bu046()
-    _l5(left1, left_stride)
-    _bu256()
-
-
-@inline
-def kstep_bu_one(left0, left_stride, right0, right1):
-    """As `kstep_bu` for one block of 16 rows (accumulators 0 and 1)."""
-    _l4(left0, left_stride)
-    _l6(right0, 64)
-    _bu046()
-    _l7(right1, 64)
-    _bu147()
+def quarter_bu(q, left0, left1, left_stride, right0, right1, two_left, two_right):
+    """As `quarter_ub` with the signs of the operands exchanged."""
+    if q == 0:
+        _l4(left0, left_stride)
+        _l6(right0, 64)
+        _bu046()
+    elif q == 1:
+        if two_right:
+            _l7(right1, 64)
+            _bu147()
+    elif q == 2:
+        if two_left:
+            _l5(left1, left_stride)
+            _bu256()
+    elif two_left and two_right:
+        _bu357()
 
 
 @inline

@@ -1,8 +1,9 @@
 """The three passes of contrastive divergence for AMX, with the same bits as `cd_panels`.
 
-A tile product keeps its unit busy for 16 cycles and the vector ports idle, so the products of one block are interleaved
-with what follows from the sums of the block before (sigmoid, draws, update): after every step of k a share of the
-previous block's work, cut into units of four rows x 16 lanes, is done. Sums go through two scratches in turn.
+A tile product keeps one of the two 512-bit ports busy for 16 cycles, so the products of one block are interleaved with
+what follows from the sums of the block before (sigmoid, draws, update): after every single product a share of the
+previous block's work, cut into units of four rows x 16 lanes, is done. After four products in a row the units would
+find that port taken for 64 cycles, and their queue full. Sums go through two scratches in turn.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -10,17 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gossipdbn.kernels.amx import (
-    kstep_bu,
-    kstep_bu_half,
-    kstep_bu_one,
-    kstep_ub,
-    kstep_ub_half,
-    kstep_ub_one,
-    store4,
-    zero4,
-)
-from gossipdbn.kernels.cd_epilogue import hidden_quad, update_quad, visible_quad
+from gossipdbn.kernels.amx import quarter_bu, quarter_ub, store4, zero4
+from gossipdbn.kernels.cd_epilogue import hidden_quad, probability_row, update_quad, visible_quad
 from gossipdbn.kernels.cd_panels import visible_out
 from gossipdbn.kernels.tiers import device, inline
 from gossipdbn.kernels.vectors import (
@@ -37,27 +29,6 @@ from gossipdbn.kernels.vectors import (
 )
 
 f4 = np.float32
-BLOCK_ROWS, BLOCK_GROUPS = 32, 1
-
-
-@inline
-def sums_of(row, group):
-    """As `cd_panels.sums_of`."""
-    return (row >> 4) * 2048 + (row & 15) * 64
-
-
-@device
-def hidden_sums(x, vp, hi, lo, group, rows, c, visible):
-    """As `cd_panels.hidden_sums`, for one group of hiddens."""
-    at = group * (vp >> 2) * 64
-    zero4()
-    for k in range((visible + 63) >> 6):
-        a, b = x + k * 64, at + k * 1024
-        if rows > 16:
-            kstep_ub(a, a + 16 * vp, vp, hi + b, lo + b)
-        else:
-            kstep_ub_half(a, vp, hi + b, lo + b)
-    store4(c)
 
 
 @inline
@@ -76,38 +47,66 @@ def _hidden_unit(u, c, n, m, scale, nb, p_out, samples, sums, keys, keys_stride,
 def panel_hidden(panel, x, hi, lo, scale, nb, p_out, states, samples, sums, keys, keys_stride, c, sample, shift,
                  visible, rows, vp, hp, bp):
     """As `cd_panels.panel_hidden`."""
-    steps = (visible + 63) >> 6
+    products = ((visible + 63) >> 6) * 4
     plane = (vp >> 2) * 64
     for n in range(panel * 4, panel * 4 + 4):
         storei(sums + n * 64, vi(0))
-    row_blocks = (rows + 31) >> 5
-    blocks = 4 * row_blocks
-    for j in range(blocks + 1):
-        n, m = panel * 4 + j // row_blocks, (j % row_blocks) * 32
-        pn, pm = panel * 4 + (j - 1) // row_blocks, ((j - 1) % row_blocks) * 32
+    blocks = 4 * ((rows + 31) >> 5)
+    for j in range(blocks + 1):  # the panel's four groups for 32 rows, then the next 32
+        n, m = panel * 4 + (j & 3), (j >> 2) * 32
+        pn, pm = panel * 4 + ((j - 1) & 3), ((j - 1) >> 2) * 32
         before = c + ((j + 1) & 1) * 4096
         both = m + 16 < rows
         zero4()
-        u = 0
-        for k in range(steps):
+        u, due = 0, 0
+        for p in range(products):
             if j < blocks:
-                a = x + m * vp + k * 64
-                b = n * plane + k * 1024
-                if shift:
-                    kstep_ub_one(a, a + 16 * vp, vp, hi + b)
-                elif both:
-                    kstep_ub(a, a + 16 * vp, vp, hi + b, lo + b)
-                else:
-                    kstep_ub_half(a, vp, hi + b, lo + b)
-            until = ((k + 1) * 8) // steps if j > 0 else 0
-            while u < until:
-                _hidden_unit(u, before, pn, pm, scale, nb, p_out, samples, sums, keys, keys_stride, sample, shift,
-                             rows, bp)
-                u += 1
+                a = x + m * vp + (p >> 2) * 64
+                b = n * plane + (p >> 2) * 1024
+                quarter_ub(p & 3, a, a + 16 * vp, vp, hi + b, lo + b, both, shift == 0)
+            if j > 0:
+                due += 8
+                while due >= products:
+                    _hidden_unit(u, before, pn, pm, scale, nb, p_out, samples, sums, keys, keys_stride, sample, shift,
+                                 rows, bp)
+                    u += 1
+                    due -= products
         store4(c + (j & 1) * 4096)
     if sample:
         for g in range((rows + 15) >> 4):
             transpose16(samples + g * 1024, states + (g * (hp >> 2) + panel * 16) * 64)
+
+
+@device
+def pass_probabilities(x, hi, lo, scale, nb, p_out, features, c, visible, hidden, rows, vp):
+    """As `cd_panels.pass_probabilities`."""
+    products = ((visible + 63) >> 6) * 4
+    plane = (vp >> 2) * 64
+    row_blocks = (rows + 31) >> 5
+    blocks = ((hidden + 15) >> 4) * row_blocks
+    for j in range(blocks + 1):
+        n, m = j // row_blocks, (j % row_blocks) * 32
+        pn, pm = (j - 1) // row_blocks, ((j - 1) % row_blocks) * 32
+        before = c + ((j + 1) & 1) * 4096
+        count = hidden - pn * 16
+        zero4()
+        u, due = 0, 0
+        for p in range(products):
+            if j < blocks:
+                a = x + m * vp + (p >> 2) * 64
+                b = n * plane + (p >> 2) * 1024
+                quarter_ub(p & 3, a, a + 16 * vp, vp, hi + b, lo + b, m + 16 < rows, True)
+            if j > 0:
+                due += 8
+                while due >= products:
+                    for i in range(u * 4, min(u * 4 + 4, rows - pm)):
+                        o = before + (i >> 4) * 2048 + (i & 15) * 64
+                        at = (pm + i) * hidden + pn * 16
+                        probability_row(o, o + 1024, scale, loadf(nb + pn * 64), count,
+                                        p_out + at * 4 if p_out else 0, features + at if features else 0)
+                    u += 1
+                    due -= products
+        store4(c + (j & 1) * 4096)
 
 
 @inline
@@ -150,8 +149,8 @@ def pass_visible(hi, lo, planes, states, nb, v1, v1t, negative, x, words, counts
     """As `cd_panels.pass_visible`."""
     error = np.int64(0)
     groups = (rows + 15) >> 4
-    steps = hp >> 6
-    units = (4 if shift else 8) * steps  # of unpacking: one or two planes, four quads
+    products = (hp >> 6) * 4
+    units = products if shift else 2 * products  # of unpacking: one or two planes, four quads
     blocks = (groups + 1) >> 1
     for q in range(vp >> 2):
         storei(counts + q * 64, vi(0))
@@ -161,7 +160,7 @@ def pass_visible(hi, lo, planes, states, nb, v1, v1t, negative, x, words, counts
         _unpack_unit(u, hi, lo, 0, planes, vp, hp)
     v_blocks = (visible + 15) >> 4
     total = v_blocks * blocks
-    pv = np.int64(0)
+    pv, w, unpack_due = np.int64(0), np.int64(0), np.int64(0)
     for j in range(total + 1):
         v, g = (j // blocks) * 16, (j % blocks) * 2
         pv, pg = ((j - 1) // blocks) * 16, ((j - 1) % blocks) * 2
@@ -171,26 +170,27 @@ def pass_visible(hi, lo, planes, states, nb, v1, v1t, negative, x, words, counts
         s = states + g * (hp >> 2) * 64
         pair = g + 1 < groups
         zero4()
-        u, w = 0, (units * (j % blocks)) // blocks
-        for k in range(steps):
+        if g == 0:
+            w, unpack_due = 0, 0
+        u, due = 0, 0
+        for p in range(products):
             if j < total:
-                b = s + k * 1024
-                if shift:
-                    kstep_bu_one(a + k * 64, hp, b, b + (hp >> 2) * 64)
-                elif pair:
-                    kstep_bu(a + k * 64, a + 16 * hp + k * 64, hp, b, b + (hp >> 2) * 64)
-                else:
-                    kstep_bu_half(a + k * 64, a + 16 * hp + k * 64, hp, b)
-            until = ((k + 1) * 8) // steps if j > 0 else 0
-            while u < until:
-                error += _visible_unit(u, before, pv, pg, scale, nb, x, words, counts, keys, keys_stride, x_scale,
-                                       measure, shift, rows, bp)
-                u += 1
+                b = s + (p >> 2) * 1024
+                quarter_bu(p & 3, a + (p >> 2) * 64, a + 16 * hp + (p >> 2) * 64, hp, b, b + (hp >> 2) * 64,
+                           shift == 0, pair)
+            if j > 0:
+                due += 8
+                while due >= products:
+                    error += _visible_unit(u, before, pv, pg, scale, nb, x, words, counts, keys, keys_stride, x_scale,
+                                           measure, shift, rows, bp)
+                    u += 1
+                    due -= products
             if v + 16 < visible:
-                until = (units * ((j % blocks) * steps + k + 1)) // (blocks * steps)
-                while w < until:
+                unpack_due += units
+                while unpack_due >= blocks * products:
                     _unpack_unit(w, hi, lo, v + 16, following, vp, hp)
                     w += 1
+                    unpack_due -= blocks * products
         if pg + 2 >= groups and pv & 63 == 48 and j > 0:
             visible_out(pv & -64, words, v1, v1t, negative, before, rows, vp, bp)
         store4(c + (j & 1) * 4096)
@@ -211,12 +211,13 @@ def _update_unit(u, c, v, n, master, speed, hi, lo, mu_neg, dv_neg, dh, lam, db,
         g = n + (u >> 3)
         m = g * vp + y
         o = c + (u & 4) * 512 + (u >> 3) * 1024 + (u & 3) * 256
-        prefetch(master + m * 64 + 2048)
-        prefetch(master + m * 64 + 2112)
-        prefetch(master + m * 64 + 2176)
-        prefetch(master + m * 64 + 2240)
-        prefetch(speed + m * 32 + 1024)
-        prefetch(speed + m * 32 + 1088)
+        following = m + 32  # the next 32 visibles of this group
+        for i in range(0, 256, 64):
+            prefetch(master + following * 64 + i)
+        prefetch(speed + following * 32)
+        prefetch(speed + following * 32 + 64)
+        prefetch(hi + following * 16)
+        prefetch(lo + following * 16)
         d = update_quad(o, 64, y, master + m * 64, speed + m * 32, hi + m * 16, lo + m * 16, mu_neg, dv_neg,
                         loadf(dh + g * 64), loadf(lam + g * 64), loadf(db + g * 64), da + y * 64, scale, momentum,
                         decay, l1, shift)
@@ -227,27 +228,29 @@ def _update_unit(u, c, v, n, master, speed, hi, lo, mu_neg, dv_neg, dh, lam, db,
 def panel_update(panel, xt, v1t, p0, p1, grey, master, speed, hi, lo, mu_neg, dv_neg, dh, lam, db, da, scale,
                  momentum, decay, l1, c, shift, visible, rows, vp, bp):
     """As `cd_panels.panel_update`."""
-    steps = (rows + 63) >> 6
+    products = ((rows + 63) >> 6) * 8
     plane = (bp >> 2) * 64
     for n in range(panel * 4, panel * 4 + 4):
         storef(db + n * 64, vf(f4(0)))
-    v_blocks = (visible + 31) >> 5
-    blocks = 2 * v_blocks
-    for j in range(blocks + 1):
-        n, v = panel * 4 + (j // v_blocks) * 2, (j % v_blocks) * 32
-        pn, pv = panel * 4 + ((j - 1) // v_blocks) * 2, ((j - 1) % v_blocks) * 32
+    blocks = 2 * ((visible + 31) >> 5)
+    for j in range(blocks + 1):  # all hiddens of 32 visibles, then the next 32
+        n, v = panel * 4 + (j & 1) * 2, (j >> 1) * 32
+        pn, pv = panel * 4 + ((j - 1) & 1) * 2, ((j - 1) >> 1) * 32
         before = c + ((j + 1) & 1) * 4096
         zero4()
-        u = 0
-        for k in range(2 * steps):
+        u, due = 0, 0
+        for p in range(products):
             if j < blocks:
-                i = k if k < steps else k - steps
-                a = (xt if k < steps else v1t) + v * bp + i * 64
-                b = (p0 if k < steps else p1) + n * plane + i * 1024
-                kstep_bu(a, a + 16 * bp, bp, b, b + plane)
-            until = ((k + 1) * 16) // (2 * steps) if j > 0 else 0
-            while u < until:
-                _update_unit(u, before, pv, pn, master, speed, hi, lo, mu_neg, dv_neg, dh, lam, db, da, scale,
-                             momentum, decay, l1, shift, visible, vp)
-                u += 1
+                first = p < products >> 1
+                i = (p if first else p - (products >> 1)) >> 2
+                a = (xt if first else v1t) + v * bp + i * 64
+                b = (p0 if first else p1) + n * plane + i * 1024
+                quarter_bu(p & 3, a, a + 16 * bp, bp, b, b + plane, True, True)
+            if j > 0:
+                due += 16
+                while due >= products:
+                    _update_unit(u, before, pv, pn, master, speed, hi, lo, mu_neg, dv_neg, dh, lam, db, da, scale,
+                                 momentum, decay, l1, shift, visible, vp)
+                    u += 1
+                    due -= products
         store4(c + (j & 1) * 4096)

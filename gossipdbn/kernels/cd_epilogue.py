@@ -51,7 +51,9 @@ from gossipdbn.kernels.vectors import (
     shl,
     shr,
     store8,
+    store8_first,
     storef,
+    storef_first,
     storei,
     to_float,
     to_int,
@@ -60,6 +62,7 @@ from gossipdbn.kernels.vectors import (
 )
 
 f4 = np.float32
+_127 = f4(127.0)
 _255 = f4(255.0)
 _256 = f4(256.0)
 _STEP_MAX = f4(2.0**28)
@@ -106,6 +109,23 @@ def hidden_quad(hi, lo, stride, scale, nb, row, rows, column, keys, keys_stride,
                 store8(samples + (i + j) * 64, vi(0))
     storei(p_out, word)
     return total
+
+
+@inline
+def probability_row(hi, lo, scale, nb, count, p_out, features):
+    """One row x 16 hiddens (the first ``count`` of them): probabilities, and as bytes in 1/127; address 0: unwanted."""
+    p = sigmoid_of_exp(exp2(preactivation(loadi(hi), loadi(lo), scale, nb)))
+    if p_out:
+        if count >= 16:
+            storef(p_out, p)
+        else:
+            storef_first(p_out, p, count)
+    if features:
+        q = unsigned8(p, vf(_127))
+        if count >= 16:
+            store8(features, q)
+        else:
+            store8_first(features, q, count)
 
 
 @inline

@@ -28,7 +28,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossipdbn.kernels.tiers import inline, kernel
-from gossipdbn.kernels.vectors import add16, addr, iadd, iand, imax, imin, ior, loadi, sar, shl, shr, storei, vi
+from gossipdbn.kernels.vectors import (
+    add16,
+    addr,
+    iadd,
+    iand,
+    imax,
+    imin,
+    ior,
+    loadi,
+    loadi_first,
+    sar,
+    shl,
+    shr,
+    storei,
+    storei_first,
+    vi,
+)
 
 PAD_BIAS = -(1 << 30)
 LIMIT = 1 << 30
@@ -193,22 +209,37 @@ def one_plane_shift(largest: int) -> int:
     return shift
 
 
+@inline
+def _row(f, v, visible, hidden, g, width):  # type: ignore[no-untyped-def]
+    """Sixteen weights of row ``v``, from the parameters; zeros behind the last row and the last unit."""
+    if v >= visible:
+        return vi(0)
+    if width == 16:
+        return loadi(f + (v * hidden + g * 16) * 4)
+    return loadi_first(f + (v * hidden + g * 16) * 4, width)
+
+
 @kernel
 def load_weights(flat, visible, hidden, master, hi, lo, shift):  # type: ignore[no-untyped-def]
-    """Weights int32 [visible * hidden], row-major -> master and planes (one plane with ``shift``)."""
+    """Weights int32 [visible * hidden], row-major -> master and planes (one plane with ``shift``).
+
+    A master without groups is not written: whoever only reads the layer needs no more than the planes.
+    """
     f, m, h, w = addr(flat), addr(master), addr(hi), addr(lo)
-    vp = master.shape[1]
-    for g in range((hidden + 15) >> 4):
-        width = min(hidden - g * 16, 16)
-        for v in range(visible):
-            if width == 16:
-                storei(m + (g * vp + v) * 64, loadi(f + (v * hidden + g * 16) * 4))
-            else:
-                for j in range(width):
-                    master[g, v, j] = flat[v * hidden + g * 16 + j]
-        for v in range(0, visible, 4):
-            at = g * vp + v
-            refresh_quads(m + at * 64, h + at * 16, w + at * 16, shift)
+    vp = hi.shape[1] * 4
+    for first in range(0, visible, 16):  # rows are read along, not across
+        for g in range((hidden + 15) >> 4):
+            width = min(hidden - g * 16, 16)
+            for v in range(first, min(first + 16, visible), 4):
+                at = g * vp + v
+                w0, w1 = _row(f, v, visible, hidden, g, width), _row(f, v + 1, visible, hidden, g, width)
+                w2, w3 = _row(f, v + 2, visible, hidden, g, width), _row(f, v + 3, visible, hidden, g, width)
+                if master.shape[0]:
+                    storei(m + at * 64, w0)
+                    storei(m + at * 64 + 64, w1)
+                    storei(m + at * 64 + 128, w2)
+                    storei(m + at * 64 + 192, w3)
+                store_planes(clipped(w0), clipped(w1), clipped(w2), clipped(w3), h + at * 16, w + at * 16, shift)
 
 
 @kernel
@@ -216,11 +247,12 @@ def store_weights(flat, visible, hidden, master):  # type: ignore[no-untyped-def
     """Master -> weights int32 [visible * hidden], row-major."""
     f, m = addr(flat), addr(master)
     vp = master.shape[1]
-    for g in range((hidden + 15) >> 4):
-        width = min(hidden - g * 16, 16)
-        for v in range(visible):
-            if width == 16:
-                storei(f + (v * hidden + g * 16) * 4, loadi(m + (g * vp + v) * 64))
-            else:
-                for j in range(width):
-                    flat[v * hidden + g * 16 + j] = master[g, v, j]
+    for first in range(0, visible, 16):
+        for g in range((hidden + 15) >> 4):
+            width = min(hidden - g * 16, 16)
+            for v in range(first, min(first + 16, visible)):
+                w = loadi(m + (g * vp + v) * 64)
+                if width == 16:
+                    storei(f + (v * hidden + g * 16) * 4, w)
+                else:
+                    storei_first(f + (v * hidden + g * 16) * 4, w, width)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gossipdbn.kernels.cd_epilogue import hidden_quad, update_quad, visible_quad
+from gossipdbn.kernels.cd_epilogue import hidden_quad, probability_row, update_quad, visible_quad
 from gossipdbn.kernels.tiers import WIDE, device, inline
 from gossipdbn.kernels.tiles import BU, BUS, UB, block8, tile
 from gossipdbn.kernels.vectors import (
@@ -29,8 +29,6 @@ from gossipdbn.kernels.vectors import (
 )
 
 f4 = np.float32
-BLOCK_ROWS, BLOCK_GROUPS = 8, 2
-"""What one block of sums covers: rows, and groups of 16 hiddens."""
 
 
 @inline
@@ -43,18 +41,22 @@ def finish():
     """Nor anything afterwards."""
 
 
-@inline
-def sums_of(row, group):
-    """Where the high plane's sums of a block's row and group lie in its scratch; the low plane's lie 1 kB behind."""
-    return row * 128 + group * 64
-
-
 @device
-def hidden_sums(x, vp, hi, lo, group, rows, c, visible):
-    """Sums of both planes for one block: rows of bytes at ``x`` times the weights of ``group`` and the next one."""
+def pass_probabilities(x, hi, lo, scale, nb, p_out, features, c, visible, hidden, rows, vp):
+    """Hidden probabilities of rows of bytes: float32 [rows, hidden], or bytes in 1/127; address 0: unwanted."""
     plane, steps = (vp >> 2) * 64, (visible + 3) >> 2
-    block8(UB, 0, x, vp, 4, hi + group * plane, 64, plane, steps, c, 128)
-    block8(UB, 0, x, vp, 4, lo + group * plane, 64, plane, steps, c + 1024, 128)
+    groups = (hidden + 15) >> 4
+    for n in range(0, groups, 2):
+        for m in range(0, rows, 8):
+            block8(UB, 0, x + m * vp, vp, 4, hi + n * plane, 64, plane, steps, c, 128)
+            block8(UB, 0, x + m * vp, vp, 4, lo + n * plane, 64, plane, steps, c + 1024, 128)
+            for g in range(n, min(n + 2, groups)):
+                bias = loadf(nb + g * 64)
+                for i in range(min(rows - m, 8)):
+                    o = c + i * 128 + (g - n) * 64
+                    at = (m + i) * hidden + g * 16
+                    probability_row(o, o + 1024, scale, bias, hidden - g * 16, p_out + at * 4 if p_out else 0,
+                                    features + at if features else 0)
 
 
 @device

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gossipdbn.kernels.activation import NEG_LOG2E, exp2, sigmoid, sigmoid_of_exp, unsigned8
+from gossipdbn.kernels.activation import NEG_LOG2E, exp2, sigmoid, unsigned8
 from gossipdbn.kernels.backprop import natural_log
-from gossipdbn.kernels.cd_epilogue import preactivation
 from gossipdbn.kernels.dense import panels_times, times_panels
 from gossipdbn.kernels.rows import fill_bytes
 from gossipdbn.kernels.tiers import TIER, inline, kernel
@@ -23,7 +22,6 @@ from gossipdbn.kernels.vectors import (
     from_bits,
     iand,
     loadf,
-    loadi,
     store8,
     storef,
     vf,
@@ -32,9 +30,9 @@ from gossipdbn.kernels.vectors import (
 
 if TIER == "amx":
     from gossipdbn.kernels.amx import begin, finish
-    from gossipdbn.kernels.cd_amx import BLOCK_GROUPS, BLOCK_ROWS, hidden_sums, sums_of
+    from gossipdbn.kernels.cd_amx import pass_probabilities
 else:
-    from gossipdbn.kernels.cd_panels import BLOCK_GROUPS, BLOCK_ROWS, begin, finish, hidden_sums, sums_of
+    from gossipdbn.kernels.cd_panels import begin, finish, pass_probabilities
 
 f4 = np.float32
 _PLANE_UNIT = f4(NEG_LOG2E * f4(2.0**-12))
@@ -42,41 +40,22 @@ _127 = f4(127.0)
 
 
 @kernel
-def hidden_of_bytes(values, first, rows, x_array, hi, lo, nb, c_array, visible, hidden, xs, p_out, features):
-    """Rows ``first``... of ``values`` (`rows.RowView`, uint8) -> p_out float32 [n, hidden], features uint8 [n, hidden].
+def hidden_of_bytes(values, x_array, hi, lo, nb, c_array, visible, hidden, xs, p_out, features):
+    """Rows of ``values`` (`rows.RowView`, uint8) -> p_out float32 [n, hidden], features uint8 [n, hidden].
 
-    Either output may have no rows: then it is not written. x_array uint8 [rows padded to 8, vp] is scratch.
+    Either output may have no rows: then it is not written. x_array uint8 [rows at a time, vp] and c_array int32 [2048]
+    are scratch.
     """
     vp = (visible + 63) & -64
-    fill_bytes(values, first, rows, x_array, visible)
     x, c = addr(x_array), addr(c_array)
     scale = f4(_PLANE_UNIT / f4(xs))
-    groups, width = (hidden + 15) >> 4, ((hidden - 1) & 15) + 1
-    line, bytes_line = np.empty(16, np.float32), np.empty(16, np.uint8)
     begin(c)
-    for n in range(0, groups, BLOCK_GROUPS):
-        for m in range(0, rows, BLOCK_ROWS):
-            hidden_sums(x + m * vp, vp, addr(hi), addr(lo), n, rows - m, c, visible)
-            for g in range(n, min(n + BLOCK_GROUPS, groups)):
-                bias, h = loadf(addr(nb) + g * 64), g * 16
-                for i in range(min(rows - m, BLOCK_ROWS)):
-                    r, o = first + m + i, c + sums_of(i, g - n)
-                    p = sigmoid_of_exp(exp2(preactivation(loadi(o), loadi(o + 1024), scale, bias)))
-                    if p_out.shape[0]:
-                        if g + 1 < groups or width == 16:
-                            storef(addr(p_out) + (r * hidden + h) * 4, p)
-                        else:
-                            storef(addr(line), p)
-                            for j in range(width):
-                                p_out[r, h + j] = line[j]
-                    if features.shape[0]:
-                        q = unsigned8(p, vf(_127))
-                        if g + 1 < groups or width == 16:
-                            store8(addr(features) + r * hidden + h, q)
-                        else:
-                            store8(addr(bytes_line), q)
-                            for j in range(width):
-                                features[r, h + j] = bytes_line[j]
+    for first in range(0, max(p_out.shape[0], features.shape[0]), x_array.shape[0]):
+        rows = min(max(p_out.shape[0], features.shape[0]) - first, x_array.shape[0])
+        fill_bytes(values, first, rows, x_array, visible)
+        p = addr(p_out) + first * hidden * 4 if p_out.shape[0] else 0
+        f = addr(features) + first * hidden if features.shape[0] else 0
+        pass_probabilities(x, addr(hi), addr(lo), scale, addr(nb), p, f, c, visible, hidden, rows, vp)
     finish()
 
 

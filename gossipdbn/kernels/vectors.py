@@ -125,6 +125,46 @@ store8 = _storer(ir.VectorType(_I8, LANES), lambda b, x: b.trunc(x, ir.VectorTyp
 store16 = _storer(ir.VectorType(_I16, LANES), lambda b, x: b.trunc(x, ir.VectorType(_I16, LANES)), ints)
 
 
+def _first(b, count):
+    """The mask of the first ``count`` lanes."""
+    index = ir.Constant(_VI, list(range(LANES)))
+    return b.icmp_signed("<", index, _splat(b, b.trunc(count, _I), _VI))
+
+
+@intrinsic
+def loadi_first(tc, address, count):
+    """The first ``count`` lanes from an address, whose others are not touched; they are 0."""
+
+    def code(context, b, sig, args):
+        p = _at(b, args[0], _VI)
+        ftype = ir.FunctionType(_VI, [p.type, _I, ir.VectorType(_I1, LANES), _VI])
+        f = function(b, "llvm.masked.load.v16i32.p0", ftype)
+        return b.call(f, [p, ir.Constant(_I, 4), _first(b, args[1]), _const(0)])
+
+    return ints(_I64T, _I64T), code
+
+
+def _part_storer(name, vtype, narrow, operand):
+    @intrinsic
+    def store(tc, address, value, count):
+        def code(context, b, sig, args):
+            p = _at(b, args[0], vtype)
+            ftype = ir.FunctionType(ir.VoidType(), [vtype, p.type, _I, ir.VectorType(_I1, LANES)])
+            align = ir.Constant(_I, vtype.element.width // 8 if isinstance(vtype.element, ir.IntType) else 4)
+            b.call(function(b, name, ftype), [narrow(b, args[1]), p, align, _first(b, args[2])])
+            return context.get_dummy_value()
+
+        return types.void(_I64T, operand, _I64T), code
+
+    return store
+
+
+storef_first = _part_storer("llvm.masked.store.v16f32.p0", _VF, lambda b, x: x, floats)
+storei_first = _part_storer("llvm.masked.store.v16i32.p0", _VI, lambda b, x: x, ints)
+store8_first = _part_storer("llvm.masked.store.v16i8.p0", ir.VectorType(_I8, LANES),
+                            lambda b, x: b.trunc(x, ir.VectorType(_I8, LANES)), ints)
+
+
 @intrinsic
 def peek(tc, address):
     """The 32-bit word at an address as int64."""

@@ -22,6 +22,8 @@ AnyArray = NDArray[np.generic]
 _BLOCK = 256
 _NO_FLOATS, _NO_BYTES = np.zeros((0, 1), np.float32), np.zeros((0, 1), np.uint8)
 
+_NO_MASTER = np.zeros((0, 64, 16), np.int32)
+
 _POOL: dict[tuple[object, ...], list[object]] = {}
 _USED: dict[tuple[object, ...], int] = {}
 _UNUSED_MAX = 64
@@ -57,6 +59,14 @@ class IntegerSpace:
         x[cd_layout.BIAS_H][: self.hidden] = b
         if mu is not None:
             x[cd_layout.MU_NEG][: self.visible] = -mu
+        contrastive.prepare_biases(cd_layout.addresses(x), self.visible, self.hidden)
+
+    def load_to_read(self, w: Ints, b: Ints) -> None:
+        """Only what `hidden_of` needs, of weights and hidden biases."""
+        x = self.weights.arrays
+        cd_layout.load_weights(w, self.visible, self.hidden, _NO_MASTER, x[cd_layout.HI], x[cd_layout.LO], 0)
+        x[cd_layout.BIAS_H][:] = cd_layout.PAD_BIAS
+        x[cd_layout.BIAS_H][: self.hidden] = b
         contrastive.prepare_biases(cd_layout.addresses(x), self.visible, self.hidden)
 
     def store(self, w: Ints, a: Ints, b: Ints) -> None:
@@ -112,18 +122,17 @@ class IntegerSpace:
         a = self.weights.arrays
         scratch = self._scratch()
         p, bytes_ = (_NO_FLOATS, out) if as_bytes else (out, _NO_BYTES)
-        for first in range(0, n, _BLOCK):
-            inference.hidden_of_bytes(
-                x, first, min(_BLOCK, n - first), scratch[0], a[cd_layout.HI], a[cd_layout.LO], a[cd_layout.NB_H],
-                scratch[1], self.visible, self.hidden, one, p, bytes_,
-            )  # fmt: skip
+        inference.hidden_of_bytes(
+            x, scratch[0], a[cd_layout.HI], a[cd_layout.LO], a[cd_layout.NB_H], scratch[1], self.visible, self.hidden,
+            one, p, bytes_,
+        )  # fmt: skip
         return out
 
     def _scratch(self) -> tuple[AnyArray, AnyArray]:
         key = ("hidden_of", cd_layout.padded(self.visible))
         spare = _POOL.setdefault(key, [])
         if not spare:
-            spare.append((aligned((_BLOCK, key[1]), np.uint8), aligned((1024,), np.int32)))
+            spare.append((aligned((_BLOCK, key[1]), np.uint8), aligned((2048,), np.int32)))
         return spare[0]  # type: ignore[return-value]
 
 
@@ -172,6 +181,11 @@ class RealSpace:
             x[cd_real.MU_NEG][: self.visible] = -mu
         if mask is not None:
             x[cd_real.BINARY][: self.visible] = mask
+
+    def load_to_read(self, w: Ints, b: Ints) -> None:
+        """As `IntegerSpace.load_to_read`."""
+        dense.panels_from_master(w, self.visible, self.hidden, self.arrays[cd_real.W])
+        self.arrays[cd_real.BIAS_H][: self.hidden] = b.astype(np.float32) * dense.UNIT
 
     def store(self, w: Ints, a: Ints, b: Ints) -> None:
         """Add what was gained to the slices of the parameters."""

@@ -411,7 +411,7 @@ def _hidden(spec: ModelSpec, parameters: Ints, x: AnyRows, layer: int, *, as_byt
     tensors = layout(spec)[3 * layer : 3 * layer + 3]
     flat = [parameters[t.offset : t.offset + t.size] for t in tensors]
     space = workspaces.take(_integer_layer(spec, layer), visible, hidden)
-    space.load(flat[0], flat[1], flat[2], None, None)
+    space.load_to_read(flat[0], flat[2])
     out = space.hidden_of(row_view(x), x.shape[0], _one(spec, layer), as_bytes=as_bytes)
     workspaces.give(space)
     return out
