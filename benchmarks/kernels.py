@@ -163,7 +163,7 @@ def ours(
 
 def cd1(shape: tuple[int, int, int], rounds: int) -> dict[str, float]:
     b, v, h = shape
-    count = 10 if v < 1000 else 2
+    count = 10
     x = (np.random.default_rng(0).random((b, v)) < 0.2).astype(np.uint8)
     candidates = {
         "ours": ours(b, v, h, count=count), "eight_bits": ours(b, v, h, count=count, weight_bits=8),
