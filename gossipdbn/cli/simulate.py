@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from gossipdbn.cli.options import JsonOption, notice, terminal, write_json
+from gossipdbn.errors import ConfigError
 
 _EVERY = 100
 
@@ -48,6 +49,10 @@ def sim(
     """
     from gossipdbn.sim import run
 
+    if trace and seed is None:
+        raise ConfigError("sim: --trace prints one schedule; name it with --seed N")
+    if least and not trace:
+        raise ConfigError("sim: --least belongs to --trace")
     out = terminal(json)
     if workers is not None:
         _scaling(workers, out, json)

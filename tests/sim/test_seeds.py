@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from typer.testing import CliRunner
 
+from gossipdbn.cli.app import app
 from gossipdbn.core.slot import Slot
 from gossipdbn.sim.options import FAULTS, draw
 from gossipdbn.sim.run import run_one, run_seeds, shrink, trace
@@ -46,3 +48,9 @@ def test_a_failing_seed_is_reported_with_fewer_faults(monkeypatch: pytest.Monkey
     result = run_seeds([options.seed], stop_at=1)
     assert result.facts()["failing_seeds"] == [options.seed]
     assert "VIOLATION" in trace(options.seed, least=True)[-1]
+
+
+@pytest.mark.parametrize("words", [["--trace"], ["--seed", "3", "--least"]])
+def test_a_transcript_without_its_schedule_is_refused(words: list[str]) -> None:
+    result = CliRunner().invoke(app, ["sim", *words])
+    assert result.exit_code == 2 and "--trace" in result.output
