@@ -9,9 +9,10 @@ they come back from the log like everybody's.
 
 from __future__ import annotations
 
-from collections import deque
+import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +84,8 @@ class Replica:
         self._base: Version = self.version
         self._base_digest = codec.digest(self._acc)
         self._sums: list[list[int]] = [[0] for _ in self.chains]
-        self._waiting: dict[int, deque[_Stated]] = {}
+        self._waiting: dict[int, list[tuple[int, int, _Stated]]] = {}  # heaps by the count that is waited for
+        self._ticket = count()
 
     @property
     def acc(self) -> NDArray[np.int32]:
@@ -117,10 +119,12 @@ class Replica:
             m = verdict.message
             self._add(verdict.deltas)
             self._sums[partition].append((self._sums[partition][-1] + m.digest) & _MASK)
-            self._check_start_digests(list(self._waiting.pop(partition, ())))
+            for stated in self._complete(partition):
+                self._check_start_digest(stated)
             if isinstance(m, Update) and verdict.start_version is not None:
-                stated = _Stated(verdict.start_version, m.slot, m.seq, m.incarnation, m.start_digest)
-                self._check_start_digests([stated])
+                self._check_start_digest(
+                    _Stated(verdict.start_version, m.slot, m.seq, m.incarnation, m.start_digest)
+                )
         return verdict
 
     def judge(self, partition: int, raw: bytes, fetched: Payload | None = None) -> Verdict:
@@ -147,16 +151,27 @@ class Replica:
             total += sums[n - base]
         return total & _MASK
 
-    def _check_start_digests(self, stated: list[_Stated]) -> None:
-        """Compare stated start digests with the log's; an update whose start is not complete here waits for it.
+    def _complete(self, partition: int) -> list[_Stated]:
+        """Take those that waited for no more of this partition than is read by now."""
+        heap, have = self._waiting.get(partition, []), self.chains[partition].count
+        found = []
+        while heap and heap[0][0] <= have:
+            found.append(heapq.heappop(heap)[2])
+        return found
 
-        Each waits at the first partition that lacks something; what waits is bounded, the oldest goes unchecked.
+    def _check_start_digest(self, s: _Stated) -> None:
+        """Compare a stated start digest with the log's; an update whose start is not complete here waits for it.
+
+        Each waits at the first partition that lacks something. What waits is bounded: one that waits long goes
+        unchecked then.
         """
-        for s in stated:
-            p = next((p for p, n in enumerate(s.version) if n > self.chains[p].count), None)
-            if p is not None:
-                self._waiting.setdefault(p, deque(maxlen=WAITING_MAX)).append(s)
-                continue
-            expected = self.expected_digest(s.version)
-            if expected is not None and expected != s.digest:
-                self.mismatches.append(DigestMismatch(s.slot, s.seq, s.incarnation, s.digest, expected))
+        p = next((p for p, n in enumerate(s.version) if n > self.chains[p].count), None)
+        if p is not None:
+            heap = self._waiting.setdefault(p, [])
+            if len(heap) >= WAITING_MAX:
+                heap.pop()  # a leaf: of those that wait longest
+            heapq.heappush(heap, (s.version[p], next(self._ticket), s))
+            return
+        expected = self.expected_digest(s.version)
+        if expected is not None and expected != s.digest:
+            self.mismatches.append(DigestMismatch(s.slot, s.seq, s.incarnation, s.digest, expected))
