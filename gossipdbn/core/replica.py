@@ -10,6 +10,7 @@ they come back from the log like everybody's.
 from __future__ import annotations
 
 import heapq
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -83,7 +84,7 @@ class Replica:
         # Digest sums per partition: _sums[p][i] is the digest of its first _base[p] + i updates less the base's own.
         self._base: Version = self.version
         self._base_digest = codec.digest(self._acc)
-        self._sums: list[list[int]] = [[0] for _ in self.chains]
+        self._sums = [array("Q", [0]) for _ in self.chains]
         self._waiting: dict[int, list[tuple[int, int, _Stated]]] = {}  # heaps by the count that is waited for
         self._ticket = count()
 
