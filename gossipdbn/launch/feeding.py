@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from gossipdbn.adapters.kafka_log import KafkaLog
 from gossipdbn.config import Home, RunConfig
@@ -15,7 +15,7 @@ from gossipdbn.schema import schema_from_dict
 from gossipdbn.spark.feed import FeedProgress, FeedResult, FeedTarget, run_feed
 from gossipdbn.worker.control import load_control
 
-__all__ = ["feed_run"]
+__all__ = ["feed_run", "told_spread"]
 
 _TELL_S = 2.0
 
@@ -57,4 +57,13 @@ def feed_run(
             backlog.close()
         log.close()
     say(f"feed: {result.rows:,} rows, {'complete' if result.finished else 'stopped'} after {result.seconds:.1f} s")
+    if result.finished:
+        told_spread(result.rows_per_partition, say)
     return result
+
+
+def told_spread(rows: Sequence[int], say: Callable[[str], None]) -> None:
+    """Say so when some slot has more than one and a half times its share of the rows: the others will wait for it."""
+    if len(rows) > 1 and max(rows) * len(rows) > 1.5 * sum(rows):
+        each = ", ".join(f"{n:,}" for n in rows)
+        say(f"feed: the slots have {each} rows to train; a smaller source.shard_rows would share them out more evenly")

@@ -25,7 +25,8 @@ from gossipdbn.core.values import Manifest
 from gossipdbn.embedded import broker as embedded
 from gossipdbn.errors import ConfigError, DataError, GossipDbnError
 from gossipdbn.launch.children import Child, tail, words
-from gossipdbn.launch.follow import Follower
+from gossipdbn.launch.feeding import told_spread
+from gossipdbn.launch.follow import Follower, rows_of_slots
 from gossipdbn.launch.placing import PlacedWorkers, PlacementOptions
 from gossipdbn.launch.result import TrainResult, finish
 from gossipdbn.launch.runs import build_manifest, create_run, new_run_id, request_stop, resume_run
@@ -305,6 +306,9 @@ def _feed_ended(s: Session, child: Child, code: int, now: float) -> None:
     if code == 0:
         s.wall["feed"] = now - s.started_s
         s.display.say("feed: all rows are in the log")
+        assert s.control.manifest is not None
+        rows = rows_of_slots(s.log, s.control.manifest, s.keys, s.config.broker.prefix)
+        told_spread([n or 0 for n in rows.values()], s.display.say)
         return
     if code in (2, 3):
         raise DataError(f"the feed stopped: {tail(child.log, 4)}")
