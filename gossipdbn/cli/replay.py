@@ -212,7 +212,10 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
         def line(p: Progress) -> None:
             if time.monotonic() - newest[0] > _EVERY_S:
                 newest[0] = time.monotonic()
-                notice(f"{p.rows:,} of {p.rows_all:,} rows, {p.pieces} of {p.pieces_all} pieces, {p.seconds:.0f} s")
+                if p.judged < p.partitions:
+                    notice(f"{p.judged} of {p.partitions} partitions judged, {p.seconds:.0f} s")
+                else:
+                    notice(f"{p.rows:,} of {p.rows_all:,} rows, {p.pieces} of {p.pieces_all} pieces, {p.seconds:.0f} s")
 
         yield line
         return
@@ -220,10 +223,17 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("recomputing"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("rows", total=None)
-        yield lambda p: bar.update(task, completed=p.rows, total=p.rows_all)
+        task = bar.add_task("judging partitions", total=None)
+
+        def draw(p: Progress) -> None:
+            if p.judged < p.partitions:
+                bar.update(task, completed=p.judged, total=p.partitions)
+            else:
+                bar.update(task, description="recomputing rows", completed=p.rows, total=p.rows_all)
+
+        yield draw
 
 
 def _until(history: History, text: str, output: Path, json: Path | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -54,8 +55,10 @@ _MASK = (1 << 64) - 1
 
 
 class Progress(NamedTuple):
-    """How far a verification is: rows recomputed of rows logged, pieces done of pieces."""
+    """How far a verification is: partitions judged, then rows recomputed of rows logged, pieces done of pieces."""
 
+    judged: int
+    partitions: int
     rows: int
     rows_all: int
     pieces: int
@@ -119,6 +122,9 @@ class Workers(Protocol):
 
     def rows_done(self) -> int: ...
 
+    def watched(self, look: Callable[[], None]) -> None:
+        """``look`` is called now and then by what is computed right here, where nobody else could."""
+
 
 @dataclass(slots=True)
 class _Here:
@@ -130,6 +136,8 @@ class _Here:
     letters: Letters = ()
     rows: int = 0
     base: Base = field(default_factory=Base)
+    look: Callable[[], None] = lambda: None
+    looked_s: float = 0.0
 
     def judge(self, partition: int, add: bool) -> Future[PartitionHistory]:
         return _done(judge_partition(self.run, partition, add))
@@ -143,8 +151,14 @@ class _Here:
     def rows_done(self) -> int:
         return self.rows
 
+    def watched(self, look: Callable[[], None]) -> None:
+        self.look = look
+
     def _count(self, rows: int) -> None:
         self.rows += rows
+        if time.monotonic() - self.looked_s > _LOOK_S:
+            self.looked_s = time.monotonic()
+            self.look()
 
 
 def _done(result: Any) -> Future[Any]:
@@ -219,6 +233,9 @@ class _Pool:
     def rows_done(self) -> int:
         return int(self.progress.sum())
 
+    def watched(self, look: Callable[[], None]) -> None:
+        """The caller waits for other processes, and looks itself."""
+
 
 @contextmanager
 def workers(run: LoggedRun, jobs: int, train: rounds.Trainer = rounds.run) -> Iterator[Workers]:
@@ -247,15 +264,20 @@ def judge_run(run: LoggedRun, on: Workers) -> History:
     return judge_all(run, [f.result() for f in futures])
 
 
-def _judge_and_add(run: LoggedRun, on: Workers) -> tuple[History, str]:
+def _judge_and_add(run: LoggedRun, on: Workers, judged: Callable[[int, int], None]) -> tuple[History, str]:
     """Verdicts, and the digest (hexadecimal) of the parameters after all updates, added up as integers."""
-    futures = [on.judge(p, True) for p in range(run.manifest.slots + 1)]
-    acc, histories = run.initial(), []
-    while futures:
-        found = futures.pop(0).result()
-        assert found.total is not None
-        acc += found.total
-        histories.append(replace(found, total=None))
+    partitions = run.manifest.slots + 1
+    ahead, futures = min(partitions, 2 * on.jobs), deque[Future[PartitionHistory]]()
+    acc, histories = run.initial(), list[PartitionHistory]()
+    for p in range(partitions + ahead):  # a sum each: few at a time are in memory
+        if p >= ahead:
+            judged(len(histories), partitions)
+            found = futures.popleft().result()
+            assert found.total is not None
+            acc += found.total
+            histories.append(replace(found, total=None))
+        if p < partitions:
+            futures.append(on.judge(p, True))
     return judge_all(run, histories), f"{codec.digest(acc):016x}"
 
 
@@ -276,19 +298,27 @@ def verify(
     """
     began = time.monotonic()
     with workers(run, jobs, train) as on:
-        history, digest = _judge_and_add(run, on)
+        history, digest = _judge_and_add(
+            run, on, lambda n, of: on_progress(Progress(n, of, 0, 0, 0, 0, time.monotonic() - began))
+        )
         letters = letters_of(history)
         whole = complete(history)
         pieces = cut(history, whole)
         tasks = side_by_side(run, pieces, on.jobs)
         on.publish(letters, len(tasks))
-        pending = {on.recompute(i, task) for i, task in enumerate(tasks)}
-        rows_all = sum(p.rows for p in pieces)
+        rows_all, partitions = sum(p.rows for p in pieces), len(history.partitions)
         results: list[PieceResult] = []
+
+        def look() -> None:
+            done = (on.rows_done(), rows_all, len(results), len(pieces))
+            on_progress(Progress(partitions, partitions, *done, time.monotonic() - began))
+
+        on.watched(look)
+        pending = {on.recompute(i, task) for i, task in enumerate(tasks)}
         while pending:
             done, pending = wait(pending, _LOOK_S, FIRST_COMPLETED)
             results += [result for f in done for result in f.result()]
-            on_progress(Progress(on.rows_done(), rows_all, len(results), len(pieces), time.monotonic() - began))
+            look()
     problems = [r.problem for r in results if r.problem]
     problems += [f"updates partition {p} could not be judged further: {why}" for p, why in history.undecided.items()]
     beyond = sum(history.version) - sum(whole)

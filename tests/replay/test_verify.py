@@ -14,7 +14,7 @@ from gossipdbn.core.values import Manifest, WorkerState
 from gossipdbn.models.spec import layout
 from gossipdbn.replay.history import LoggedRun, judge_all, open_run
 from gossipdbn.replay.pieces import cut
-from gossipdbn.replay.verify import divergence_text, verify
+from gossipdbn.replay.verify import Progress, divergence_text, verify
 from gossipdbn.wire.messages import encode_control
 from tests.replay.scene import Scene, eventful, manifest, rows, walk
 
@@ -128,3 +128,14 @@ def test_a_signed_run_needs_its_keys(tmp_path: Path) -> None:
     assert any("key 1" in p for p in stranger.problems)
     forger = verify(open_run(tmp_path, {1: b"x" * 32}), train=walk)
     assert not forger.identical and forger.voids > 0 and "wrong keys" in forger.problems[0]
+
+
+def test_progress_is_told_while_partitions_are_judged_and_rows_recomputed(story: tuple[Scene, LoggedRun]) -> None:
+    told: list[Progress] = []
+    v = verify(story[1], on_progress=told.append, train=walk)
+    partitions = story[1].manifest.slots + 1
+    judging = [p for p in told if p.judged < partitions]
+    assert [(p.judged, p.partitions, p.rows_all) for p in judging] == [(n, partitions, 0) for n in range(partitions)]
+    later = told[len(judging) :]
+    assert 0 < later[0].rows < v.rows == later[-1].rows == later[-1].rows_all  # a single process looks up as well
+    assert later[-1].pieces == later[-1].pieces_all == v.pieces
