@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,35 @@ PHASES = (
 )
 
 
+class SteadyClock(SystemClock):
+    """A millisecond passes whenever somebody looks: what is due does not depend on how fast this machine is."""
+
+    def __init__(self) -> None:
+        self._now_s = 0.0
+
+    def monotonic_s(self) -> float:
+        self._now_s += 0.001
+        return self._now_s
+
+
+class AtOnce(ThreadPoolExecutor):
+    """Does what is submitted before it returns."""
+
+    def submit(self, fn: Any, /, *args: Any, **more: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **more))
+        except Exception as e:  # noqa: BLE001 - whoever asks for the result meets it
+            future.set_exception(e)
+        return future
+
+
 @dataclass
 class Scene:
     """A run in memory. ``train``: who trains; the stand-in, or ``rounds.run`` for the real learners.
 
-    ``keys``: workers sign with key 1 of them, if there are any.
+    ``keys``: workers sign with key 1 of them, if there are any. ``steady``: workers take their snapshots after the same
+    rounds every time, not when the machine's clock says so.
     """
 
     train: rounds.Trainer = walk
@@ -72,6 +97,7 @@ class Scene:
     log: MemoryLog = field(default_factory=MemoryLog)
     store: SnapshotStore = field(default_factory=MemoryStore)
     keys: dict[int, bytes] = field(default_factory=dict)
+    steady: bool = False
 
     def __post_init__(self) -> None:
         self.run = self.manifest.run
@@ -99,9 +125,13 @@ class Scene:
         control = load_control(self.log, self.run, self.keys)
         key = min(self.keys, default=0)
         options = WorkerOptions(name, snapshot_every_s=snapshot_every_s, key_id=key, mend_after_s=0.05)
-        return Worker(
-            self.log, self.store, control, options, SystemClock(), self.keys, train=self.train, should_stop=stop.is_set
+        clock = SteadyClock() if self.steady else SystemClock()
+        worker = Worker(
+            self.log, self.store, control, options, clock, self.keys, train=self.train, should_stop=stop.is_set
         )
+        if self.steady:
+            worker._snapshots._pool = AtOnce(1)
+        return worker
 
     def count(self) -> int:
         """Records on the updates topic."""

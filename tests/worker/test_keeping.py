@@ -67,7 +67,7 @@ def _told(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_worker_tells_once_that_its_store_is_away_and_once_that_it_is_back(caplog):
     store = Moody()
     store.refuses = lambda: store.refused < 7
-    scene = Scene(store=store)
+    scene = Scene(store=store, steady=True)
     scene.feed(*rows())
     scene.work("only")
     first, last = _told(caplog)

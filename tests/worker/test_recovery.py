@@ -18,7 +18,7 @@ from tests.replay.scene import Scene, rows, walk
 
 
 def _interrupted(until: int = 60) -> Scene:
-    scene = Scene()
+    scene = Scene(steady=True)
     scene.feed(*rows())
     scene.work("first", until=until)
     return scene
