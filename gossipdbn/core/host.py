@@ -95,9 +95,13 @@ class Host:
                 return self._each(s.end_offset(partition, offset) for s in list(self.slots.values()))
             case Recovered(slot=slot):
                 return self._of(slot, lambda s: s.recovered(event))
-            case SnapshotStored(announce=announce):
+            case SnapshotStored(slot=slot, announce=announce):
                 self._snapshots_under_way -= 1
-                return [] if announce is None else [Announce(announce)]
+                if announce is not None:
+                    return [Announce(announce)]
+                if slot in self.slots and self.slots[slot].assigned:  # another is due, with or without a new round
+                    self.slots[slot].snapshot_seq = -1
+                return []
             case SendFailed(reason=reason):
                 return [RenewWriter(), *self._send_failed(reason)]
             case StopAsked():

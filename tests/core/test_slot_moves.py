@@ -108,6 +108,24 @@ def test_what_was_recomputed_is_kept_at_once():
         assert next(type(e) for e in b.work()) == (ev.StoreSnapshot if recomputed else ev.Train)
 
 
+def test_a_snapshot_that_the_store_did_not_take_is_due_again_without_a_new_round():
+    b = Bench(M, snapshot_every_s=0.1)
+    b.own(0)
+    b.train()
+    b.deliver()
+    b.tick()
+    assert isinstance(b.work()[0], ev.StoreSnapshot)
+    b.host.slots[0].rows, b.host.slots[0].ended = 2, False  # nothing more to train
+    b.step(ev.SnapshotStored(0, None))
+    assert not b.of(ev.StoreSnapshot)[1:] and not [e for e in b.work() if isinstance(e, ev.StoreSnapshot)]
+    b.tick(1.0)
+    store, _ = b.work()
+    assert isinstance(store, ev.StoreSnapshot) and store.snapshot.state.seq == 1
+    b.step(ev.SnapshotStored(0, SnapshotAnnounced("r", 0, 1, "n", 1, b"x" * 32, (1, 0, 0), 0)))
+    b.tick(1.0)
+    assert not [e for e in b.work() if isinstance(e, ev.StoreSnapshot)]
+
+
 def test_a_slot_that_moves_waits_for_a_snapshot_under_way():
     b = Bench(M, snapshot_every_s=0.1)
     b.own(0)

@@ -35,9 +35,9 @@ def _hosts(follower):
 
 @pytest.mark.hdfs
 def test_a_dead_namenode_delays_no_training_and_snapshots_resume(gossip_run, gossip_hdfs, gossip_hdfs_server):
-    phases = [PhaseSpec("cd", epochs=400, batch=20, tau=5, k=3)]  # long enough for all that happens below
+    phases = [PhaseSpec("cd", epochs=2, batch=20, tau=5)]
     run = gossip_run(visible=96, hidden=(64,), phases=phases, store=gossip_hdfs, inline_bytes=4096)
-    run.feed_rows(_rows())
+    run.feed_rows(_rows(12_000), end=False)  # nobody can finish before the last rows come
     run.start_workers(2)
     run.wait_for(lambda f: _snapshots(f) >= 4 and f.ledger.updates > 100)
     run.kill_worker("w1")
@@ -47,14 +47,16 @@ def test_a_dead_namenode_delays_no_training_and_snapshots_resume(gossip_run, gos
     gossip_hdfs_server.kill("namenode")
     run.follow(2.0)  # what was under way is over
     before, announced, began = run.follower.ledger.updates, _snapshots(run.follower), time.monotonic()
+    run.feed_rows(_rows(24_000, seed=1), end=False)
     run.wait_for(lambda f: f.ledger.updates >= before + 200)
     rate = 200 / (time.monotonic() - began)
     assert _snapshots(run.follower) == announced
     assert not run.follower.finished
     gossip_hdfs_server.restart("namenode")
-    run.wait_for(lambda f: _snapshots(f) >= announced + 2)
+    run.wait_for(lambda f: _snapshots(f) >= announced + 2)  # although there is nothing to train
     print(f"{rate:.0f} updates/s while the NameNode was down")
 
+    run.feed_rows(_rows(1000, seed=2))
     run.wait_until_finished(180)
     assert len(run.store.names("payloads/")) >= 4  # the closings, whole residuals, went by reference
     run.assert_exact_ledger()
@@ -120,8 +122,8 @@ def test_updates_whose_payloads_cannot_be_stored_wait_and_are_never_lost(gossip_
 
 
 def test_workers_grow_from_one_to_four_and_shrink_to_two(gossip_run):
-    run = gossip_run(visible=96, hidden=(64,), phases=[PhaseSpec("cd", epochs=250, batch=20, tau=5)])
-    run.feed_rows(_rows())
+    run = gossip_run(visible=96, hidden=(64,), phases=[PhaseSpec("cd", epochs=3, batch=20, tau=5)])
+    run.feed_rows(_rows(8000), end=False)  # nobody can finish before the last rows come
 
     run.start_worker("w1")
     run.wait_for(lambda f: f.ledger.updates > 40 and _hosts(f) == {"w1"})
@@ -129,11 +131,12 @@ def test_workers_grow_from_one_to_four_and_shrink_to_two(gossip_run):
         run.start_worker(name)
     run.wait_for(lambda f: _hosts(f) == {"w1", "w2", "w3", "w4"})
     at = run.follower.ledger.updates
+    run.feed_rows(_rows(14_000, seed=1), end=False)
     run.wait_for(lambda f: f.ledger.updates > at + 100)
     run.stop_worker("w1")
     run.kill_worker("w2")
     run.wait_for(lambda f: _hosts(f) == {"w3", "w4"})
-    assert not run.follower.finished
+    run.feed_rows(_rows(1000, seed=2))
     run.wait_until_finished(180)
     run.assert_exact_ledger()
     assert len(set(run.digests().values())) == 1
