@@ -7,7 +7,8 @@ from collections import Counter
 from gossipdbn.launch.follow import Follower
 
 
-def evenly_hosted(follower: Follower, *workers: str) -> bool:
-    """Whether exactly these workers host the slots that are open, and none has more than one slot more than another."""
+def evenly_hosted(follower: Follower, *workers: str, number: int = 0) -> bool:
+    """Whether these workers (or ``number`` of any names) host the open slots, none more than one more than another."""
     hosted = Counter(c.worker.split("#")[0] for c in follower.replica.chains[:-1] if not c.closed)
-    return set(hosted) == set(workers) and max(hosted.values()) - min(hosted.values()) <= 1
+    expected = len(hosted) == number and "" not in hosted if number else set(hosted) == set(workers)
+    return expected and max(hosted.values()) - min(hosted.values()) <= 1

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from gossipdbn.models.spec import PhaseSpec
+from tests.integration.hosting import evenly_hosted
 
 pytestmark = [pytest.mark.spark, pytest.mark.kafka, pytest.mark.timeout(400)]
 
@@ -87,10 +88,10 @@ def test_train_places_its_workers_on_a_cluster_ships_the_package_and_ends_with_a
 def test_a_killed_python_worker_comes_back_and_its_slots_train_again(gossip_run, spark):
     from gossipdbn.spark.placement import WorkerOrder, place_workers
 
-    run = _run(gossip_run, 150)
-    run.feed_rows(_rows())
+    run = _run(gossip_run, 3)
+    run.feed_rows(_rows(12_000), end=False)  # nobody can finish before the last rows come
     placed = place_workers(spark, WorkerOrder(run.run, run.bootstrap), 2)
-    run.wait_for(lambda f: f.ledger.updates > 100 and all(c.worker for c in f.replica.chains[:-1]), 90)
+    run.wait_for(lambda f: f.ledger.updates > 100 and evenly_hosted(f, number=2), 90)
     assert not placed.failure
     victim = worker_processes(run.run)[0]
     name = victim.cmdline()[victim.cmdline().index("--name") + 1]
@@ -99,12 +100,14 @@ def test_a_killed_python_worker_comes_back_and_its_slots_train_again(gossip_run,
     victim.parent().kill()
     at = time.monotonic()
     counts = {i: run.follower.replica.chains[i].count for i in slots}
+    run.feed_rows(_rows(12_000), end=False)
     run.wait_for(
         lambda f: all(f.replica.chains[i].incarnation > before[i] and f.replica.chains[i].count > counts[i] + 8
                       for i in slots), 60,
     )  # fmt: skip
     print(f"slots {slots} train again after {time.monotonic() - at:.1f} s")
     assert not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE
+    run.feed_rows(_rows(1000))
     run.wait_for(lambda f: f.finished, 180)
     assert placed.wait(30)
     assert not placed.failure
@@ -117,8 +120,8 @@ def test_a_killed_python_worker_comes_back_and_its_slots_train_again(gossip_run,
 def test_cancelling_stops_everything_within_five_seconds_and_a_resumed_run_is_exact(gossip_run, spark):
     from gossipdbn.spark.placement import WorkerOrder, place_workers
 
-    run = _run(gossip_run, 60)
-    run.feed_rows(_rows())
+    run = _run(gossip_run, 3)
+    run.feed_rows(_rows(12_000), end=False)
     placed = place_workers(spark, WorkerOrder(run.run, run.bootstrap), 2)
     run.wait_for(lambda f: f.ledger.updates > 60, 90)
     began = time.monotonic()
@@ -130,6 +133,7 @@ def test_cancelling_stops_everything_within_five_seconds_and_a_resumed_run_is_ex
     assert not placed.failure
     run.follower.catch_up(time.monotonic())
     assert not run.follower.finished
+    run.feed_rows(_rows(1000))
     again = place_workers(spark, WorkerOrder(run.run, run.bootstrap), 2)
     run.wait_for(lambda f: f.finished, 180)
     assert again.wait(30)

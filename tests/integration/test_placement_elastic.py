@@ -37,13 +37,17 @@ def spark(gossip_spark: str, tmp_path_factory: pytest.TempPathFactory):
     close_session(session)
 
 
-def _run(gossip_run, epochs):
+def _run(gossip_run):
+    """A run that nobody can finish before its last rows come (``_rows``)."""
+    run = gossip_run(visible=96, hidden=(64,), phases=[PhaseSpec("cd", epochs=3, batch=20, tau=5)])
+    run.feed_rows(_rows(8000), end=False)
+    return run
+
+
+def _rows(n):
     rng = np.random.default_rng(0)
     prototypes = rng.random((4, 96)) < 0.4
-    rows = (prototypes[rng.integers(0, 4, 4000)] ^ (rng.random((4000, 96)) < 0.1)).astype(np.uint8)
-    run = gossip_run(visible=96, hidden=(64,), phases=[PhaseSpec("cd", epochs=epochs, batch=20, tau=5)])
-    run.feed_rows(rows)
-    return run
+    return (prototypes[rng.integers(0, 4, n)] ^ (rng.random((n, 96)) < 0.1)).astype(np.uint8)
 
 
 def _executors(spark) -> list[psutil.Process]:
@@ -72,7 +76,7 @@ def test_long_tasks_keep_their_executors_a_lost_one_is_replaced_and_idle_ones_go
     from gossipdbn.spark.placement import WorkerOrder, place_workers
 
     assert not _executors(spark)
-    run = _run(gossip_run, 400)
+    run = _run(gossip_run)
     placed = place_workers(spark, WorkerOrder(run.run, run.bootstrap), 2)
     run.wait_for(lambda f: f.ledger.updates > 40 and len(_hosts(f)) == 2, 120)
     before = _executors(spark)
@@ -91,6 +95,7 @@ def test_long_tasks_keep_their_executors_a_lost_one_is_replaced_and_idle_ones_go
     print(f"its slots are claimed {time.monotonic() - killed:.1f} s after the executor was killed")
     run.wait_for(lambda f: len(_hosts(f)) == 2 and len(_executors(spark)) == 2, 120)
 
+    run.feed_rows(_rows(1000))
     run.wait_for(lambda f: f.finished, 240)
     assert placed.wait(30)
     assert not placed.failure
@@ -103,10 +108,11 @@ def test_workers_placed_after_the_executors_went_get_new_ones(gossip_run, spark)
     from gossipdbn.spark.placement import WorkerOrder, place_workers
 
     _wait_until(lambda: not _executors(spark), 30)
-    run = _run(gossip_run, 20)
+    run = _run(gossip_run)
     first = place_workers(spark, WorkerOrder(run.run, run.bootstrap), 1)
     run.wait_for(lambda f: f.ledger.updates > 10, 120)
     more = place_workers(spark, WorkerOrder(run.run, run.bootstrap), 1)
+    run.feed_rows(_rows(1000))
     run.wait_for(lambda f: f.finished, 180)
     assert first.wait(30)
     assert more.wait(60)
