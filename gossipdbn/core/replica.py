@@ -19,15 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossipdbn.core import chain as chains
+from gossipdbn.core.sums import Sum
 from gossipdbn.core.values import Accepted, Claim, Decoded, Manifest, Payload, Undecided, Update, Verdict, Version
 from gossipdbn.errors import LocalProtocolError
 from gossipdbn.kernels import codec
-from gossipdbn.kernels.codec import Deltas
 
 __all__ = ["DigestMismatch", "Replica", "add_payload"]
 
 WAITING_MAX = 4096
-UNMERGED_MAX = 64  # tensors' deltas that wait to be added in one pass
 _MASK = (1 << 64) - 1
 
 
@@ -75,15 +74,13 @@ class Replica:
         at: Sequence[chains.Chain] | None = None,
     ) -> None:
         self.manifest = manifest
-        self._acc: NDArray[np.int32] = parameters.astype(np.int32, copy=True)
-        self._unmerged: list[Deltas] = []
-        self._unmerged_bytes = 0
+        self._sum = Sum(parameters.astype(np.int32, copy=True))
         self.chains: list[chains.Chain] = list(at or [chains.genesis(manifest.slots)] * (manifest.slots + 1))
         self.mismatches: list[DigestMismatch] = []
         self._decode = decode
         # Digest sums per partition: _sums[p][i] is the digest of its first _base[p] + i updates less the base's own.
         self._base: Version = self.version
-        self._base_digest = codec.digest(self._acc)
+        self._base_digest = codec.digest(self.acc)
         self._sums = [array("Q", [0]) for _ in self.chains]
         self._waiting: dict[int, list[tuple[int, int, _Stated]]] = {}  # heaps by the count that is waited for
         self._ticket = count()
@@ -91,11 +88,7 @@ class Replica:
     @property
     def acc(self) -> NDArray[np.int32]:
         """The parameters at ``version``, int32 [P]. Updates wait until somebody looks; then one pass adds them all."""
-        if self._unmerged:
-            codec.merge(self._acc, self._unmerged)
-            self._unmerged.clear()
-            self._unmerged_bytes = 0
-        return self._acc
+        return self._sum.total
 
     @property
     def version(self) -> Version:
@@ -118,7 +111,7 @@ class Replica:
         self.chains[partition] = chains.fold(self.manifest, chain, raw, verdict)
         if isinstance(verdict, Accepted) and not isinstance(verdict.message, Claim):
             m = verdict.message
-            self._add(verdict.deltas)
+            self._sum.add(verdict.deltas)
             self._sums[partition].append((self._sums[partition][-1] + m.digest) & _MASK)
             for stated in self._complete(partition):
                 self._check_start_digest(stated)
@@ -131,13 +124,6 @@ class Replica:
     def judge(self, partition: int, raw: bytes, fetched: Payload | None = None) -> Verdict:
         """The verdict on the next record of a partition, without merging it."""
         return chains.judge(self.manifest, self.chains[partition], partition, self._decode(raw), fetched)
-
-    def _add(self, deltas: Sequence[Deltas]) -> None:
-        """Keep an update's deltas until somebody looks, but never more bytes than the parameters have."""
-        self._unmerged += deltas
-        self._unmerged_bytes += sum(d.nbytes for d in deltas)
-        if len(self._unmerged) >= UNMERGED_MAX or self._unmerged_bytes > self._acc.nbytes:
-            _ = self.acc
 
     def digest(self) -> int:
         """Digest of the parameters, computed from memory."""

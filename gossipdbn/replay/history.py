@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gossipdbn.core import chain as chains
 from gossipdbn.core import rounds
-from gossipdbn.core.replica import UNMERGED_MAX
+from gossipdbn.core.sums import Sum
 from gossipdbn.core.values import (
     CLOSES_PHASE,
     OPEN,
@@ -170,8 +170,8 @@ def judge_partition(run: LoggedRun, partition: int, add: bool = False) -> Partit
     if first:
         raise RetentionError(f"{topic} partition {partition} starts at offset {first}: what came before was trimmed")
     lines: list[Line] = []
-    cuts, unmerged, undecided = [Cut(0, chain)], list[codec.Deltas](), ""
-    total = np.zeros(parameter_count(manifest.spec), np.int32) if add else None
+    cuts, undecided = [Cut(0, chain)], ""
+    total = Sum(np.zeros(parameter_count(manifest.spec), np.int32)) if add else None
     for record in run.spool.read(topic, partition, first, end):
         decoded = wire.decode(record.value)
         verdict = chains.judge(manifest, chain, partition, decoded)
@@ -186,10 +186,7 @@ def judge_partition(run: LoggedRun, partition: int, add: bool = False) -> Partit
         accepted = isinstance(verdict, Accepted)
         m = verdict.message
         if total is not None and isinstance(verdict, Accepted):
-            unmerged += verdict.deltas
-            if len(unmerged) >= UNMERGED_MAX or sum(d.nbytes for d in unmerged) > total.nbytes:
-                codec.merge(total, unmerged)
-                unmerged.clear()
+            total.add(verdict.deltas)
         start = verdict.start_version if isinstance(verdict, Accepted) else None
         lines.append(
             Line(
@@ -199,9 +196,8 @@ def judge_partition(run: LoggedRun, partition: int, add: bool = False) -> Partit
         )  # fmt: skip
         if accepted and _empties(m) and partition < manifest.slots and not chain.closed:
             cuts.append(Cut(record.offset + 1, chain))
-    if total is not None:
-        codec.merge(total, unmerged)
-    return PartitionHistory(partition, tuple(lines), tuple(cuts), chain, undecided, total)
+    added = total.total if total is not None else None
+    return PartitionHistory(partition, tuple(lines), tuple(cuts), chain, undecided, added)
 
 
 def _fetch(run: LoggedRun, raw: bytes) -> Payload | None:

@@ -254,7 +254,7 @@ class _Scratch(Replica):
 
     def add(self, deltas: tuple[codec.Deltas, ...]) -> None:
         """Merge an update that was judged before."""
-        self._add(deltas)
+        self._sum.add(deltas)
 
 
 def counted(letters: NDArray[np.uint8]) -> NDArray[np.int64]:

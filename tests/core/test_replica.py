@@ -141,10 +141,10 @@ def test_what_waits_to_be_merged_is_bounded_and_missed_by_nobody():
     for p, records in enumerate(author.log):
         for offset, raw in enumerate(records):
             replica.read(p, offset, raw, None)
-            assert sum(d.nbytes for d in replica._unmerged) <= replica._acc.nbytes
-            waited = max(waited, len(replica._unmerged))
+            assert sum(d.nbytes for d in replica._sum._unmerged) <= replica._sum._acc.nbytes
+            waited = max(waited, len(replica._sum._unmerged))
     assert waited > 1
-    assert np.array_equal(replica.acc, author.replica.acc) and not replica._unmerged
+    assert np.array_equal(replica.acc, author.replica.acc) and not replica._sum._unmerged
     assert replica.digest() == replica.expected_digest(replica.version)
 
 

@@ -1,0 +1,40 @@
+"""Parameters to which updates are added: not one by one, but many in one pass when somebody looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossipdbn.kernels import codec
+from gossipdbn.kernels.codec import Deltas
+
+__all__ = ["Sum"]
+
+UNMERGED_MAX = 64  # tensors' deltas that wait to be added in one pass
+
+
+class Sum:
+    """An integer sum of updates. ``start`` int32 [P] is added to in place."""
+
+    def __init__(self, start: NDArray[np.int32]) -> None:
+        self._acc = start
+        self._unmerged: list[Deltas] = []
+        self._unmerged_bytes = 0
+
+    @property
+    def total(self) -> NDArray[np.int32]:
+        """The sum so far, int32 [P]."""
+        if self._unmerged:
+            codec.merge(self._acc, self._unmerged)
+            self._unmerged.clear()
+            self._unmerged_bytes = 0
+        return self._acc
+
+    def add(self, deltas: Sequence[Deltas]) -> None:
+        """Keep an update's deltas until somebody looks, but never more bytes than the parameters have."""
+        self._unmerged += deltas
+        self._unmerged_bytes += sum(d.nbytes for d in deltas)
+        if len(self._unmerged) >= UNMERGED_MAX or self._unmerged_bytes > self._acc.nbytes:
+            _ = self.total
