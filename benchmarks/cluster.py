@@ -2,6 +2,8 @@
 
 Each part prints its figures and stands in the JSON result beside the bar it should meet. Figures are medians of several
 runs where a part is run several times; on a machine that does other work they say little, so its load is recorded too.
+NUMBA_CPU_NAME and NUMBA_CPU_FEATURES (values in ``kernels.py``) make workers compute as on another CPU; a part's name
+in the result then ends in the tier of the kernels.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from gossipdbn.core.values import RowRange, manifest_from_json, manifest_json
 from gossipdbn.embedded.broker import Broker
 from gossipdbn.embedded.hdfs import Hdfs
 from gossipdbn.embedded.spark import SparkCluster
+from gossipdbn.kernels.tiers import TIER
 from gossipdbn.models import learners
 from gossipdbn.models.spec import ModelSpec, PhaseSpec
 from gossipdbn.schema import SchemaConfig
@@ -288,17 +291,19 @@ def main() -> None:
     results: dict[str, Any] = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     results["machine"] = {"cores": os.cpu_count(), "python": platform.python_version(), "cpu": platform.processor()}
     with (
-        tempfile.TemporaryDirectory(prefix="gossipdbn-bench-") as name,
-        Broker(f"{name}/broker", die_with_parent=True) as b,
+        tempfile.TemporaryDirectory(prefix="gossipdbn-bench-") as folder,
+        Broker(f"{folder}/broker", die_with_parent=True) as b,
     ):
-        tools = Tools(Path(name), b.bootstrap, options.repeats, options.seconds, options.minutes)
+        tools = Tools(Path(folder), b.bootstrap, options.repeats, options.seconds, options.minutes)
         try:
             for part in options.parts or PARTS:
                 measure, bar, holds = PARTS[part]
                 with load_watched() as circumstances:
                     found = measure(tools)
-                results[part] = {"bar": bar, "holds": "skipped" not in found and holds(found), **found, **circumstances}
-                print(part, json.dumps(results[part], indent=1), flush=True)
+                name = f"{part}_{TIER}" if "NUMBA_CPU_NAME" in os.environ else part
+                holding = "skipped" not in found and holds(found)
+                results[name] = {"bar": bar, "holds": holding, "tier": TIER, **found, **circumstances}
+                print(name, json.dumps(results[name], indent=1), flush=True)
                 if options.json:
                     options.json.parent.mkdir(parents=True, exist_ok=True)
                     options.json.write_text(json.dumps(results, indent=1) + "\n")

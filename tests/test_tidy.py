@@ -22,7 +22,6 @@ LONG_FUNCTIONS: dict[str, str] = {
 }
 LONG_FILES: dict[str, str] = {
     "gossipdbn/models/learners.py": "every learner over one layout of parameters and state",
-    "gossipdbn/kernels/vectors.py": "one table of vector operations, a few lines each",
 }
 READS_ENVIRONMENT: dict[str, str] = {
     "gossipdbn/embedded/artifacts.py": "http_proxy and its kin, handed on to a Java that does not read them itself",

@@ -35,6 +35,7 @@ from gossipdbn.core.values import (
     Void,
 )
 from gossipdbn.errors import LocalProtocolError, LogError, ReplayDivergence
+from gossipdbn.kernels import codec
 from gossipdbn.models.rows import AnyRows
 
 __all__ = ["Recomputation", "Recomputed", "Rows", "Source"]
@@ -200,8 +201,9 @@ class Recomputation:
             update = rounds.finish(self.manifest, self.state, job, logged.metrics)
             self._spare.give(job)
         else:
+            digest = codec.digest(self.scratch.acc)
             update = rounds.closing(
-                self.manifest, self.state, self.scratch.acc, version, logged.closing, logged.metrics, logged.note
+                self.manifest, self.state, digest, version, logged.closing, logged.metrics, logged.note
             )
         compared = update
         if logged.payload_ref is not None:

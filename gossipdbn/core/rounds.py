@@ -35,7 +35,7 @@ from gossipdbn.core.values import (
     Version,
 )
 from gossipdbn.errors import SnapshotCorrupt, SnapshotMissing
-from gossipdbn.kernels import codec
+from gossipdbn.kernels import codec, workspaces
 from gossipdbn.models import learners
 from gossipdbn.models.rows import AnyRows
 from gossipdbn.models.spec import layout, parameter_count, phase_tensors, share_divisor
@@ -171,6 +171,11 @@ class Spare:
         """The job is done with."""
         self._kept = [job.parameters, job.start]
 
+    def clear(self) -> None:
+        """No round comes for a while: let its vectors go, and the workspaces of all layers."""
+        self._kept = []
+        workspaces.clear()
+
 
 def begin(
     manifest: Manifest,
@@ -271,7 +276,7 @@ def finish(manifest: Manifest, state: SlotState, job: RoundJob, metrics: Metrics
 def closing(
     manifest: Manifest,
     state: SlotState,
-    start: NDArray[np.int32],
+    start_digest: int,
     version: Version,
     kind: int,
     metrics: Metrics = NO_METRICS,
@@ -286,7 +291,7 @@ def closing(
             if rest.any():
                 parts.append(TensorDelta(i, EXACT, codec.quantise(EXACT, rest.reshape(t.blocks), manifest.e_max)))
     rows = RowRange(*state.cursor, 0)
-    return _update(manifest, state, version, codec.digest(start), rows, kind, tuple(parts), metrics, note)
+    return _update(manifest, state, version, start_digest, rows, kind, tuple(parts), metrics, note)
 
 
 def sent(manifest: Manifest, state: SlotState, update: Update, raw: bytes, version: Version) -> None:

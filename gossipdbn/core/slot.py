@@ -170,15 +170,8 @@ class Slot:
             return self._close()
         if self._end is None or chain.offset < self._end or self._now_s < self._claim_after_s:
             return []
-        claim = Claim(
-            self._manifest.run,
-            self.slot,
-            chain.incarnation + 1,
-            self._settings.worker,
-            self._mode,
-            self._settings.key_id,
-            self._settings.numerics,
-        )
+        s = self._settings
+        claim = Claim(self._manifest.run, self.slot, chain.incarnation + 1, s.worker, self._mode, s.key_id, s.numerics)
         self._claim = self._wire.encode(claim)
         self.stage, self.waits_for = CLAIMING, "its claim"
         return [Publish(self.slot, self._claim)]
@@ -210,8 +203,7 @@ class Slot:
 
     def _missed(self, verdict: Accepted) -> int:
         """Updates of others that the log holds by now and that the round of an own update did not contain."""
-        version = verdict.start_version or ()
-        pairs = enumerate(zip(version, self._replica.version, strict=True))
+        pairs = enumerate(zip(verdict.start_version or (), self._replica.version, strict=True))
         return sum(have - contained for j, (contained, have) in pairs if j != self.slot)
 
     def _under_this_claim(self, message: Update) -> bool:
@@ -393,8 +385,10 @@ class Slot:
         return []
 
     def _publish_closing(self, state: rounds.SlotState, version: Version, kind: int, note: str = "") -> list[Effect]:
-        update = rounds.closing(self._manifest, state, self.parameters(), version, kind, Metrics(), note)
-        self._check_memory(update.start_digest, self.pending)
+        digest = codec.digest(self.parameters())
+        self._check_memory(digest, self.pending)
+        self._spare.clear()  # a closing update has four bytes a parameter: the large arrays of rounds go first
+        update = rounds.closing(self._manifest, state, digest, version, kind, Metrics(), note)
         return self._publish(state, update, version)
 
     def _publish(self, state: rounds.SlotState, update: Update, version: Version) -> list[Effect]:

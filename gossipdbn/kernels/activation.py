@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from gossipdbn.kernels.memory import broadcastf
 from gossipdbn.kernels.tiers import inline
 from gossipdbn.kernels.vectors import (
     bits,
-    broadcastf,
     f_less,
     fadd,
     fma,

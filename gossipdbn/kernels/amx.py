@@ -16,8 +16,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from gossipdbn.kernels.lanes import function
 from gossipdbn.kernels.tiers import inline
-from gossipdbn.kernels.vectors import function
 
 _I8, _I64 = ir.IntType(8), ir.IntType(64)
 _PTR = _I8.as_pointer()

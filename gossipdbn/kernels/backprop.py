@@ -15,6 +15,7 @@ import numpy as np
 from gossipdbn.kernels.activation import LOG2E, exp2, flush, hash16, high16, low16, sigmoid
 from gossipdbn.kernels.counter_rng import child64
 from gossipdbn.kernels.dense import block, panels_times, times_panels, transpose
+from gossipdbn.kernels.memory import loadf, peekf, pokef, storef
 from gossipdbn.kernels.optimise import rate_and_eps2, step
 from gossipdbn.kernels.tiers import device, inline, kernel
 from gossipdbn.kernels.vectors import (
@@ -32,10 +33,6 @@ from gossipdbn.kernels.vectors import (
     iadd,
     iand,
     iota,
-    loadf,
-    peekf,
-    pokef,
-    storef,
     vf,
     vi,
 )

@@ -14,19 +14,9 @@ import numpy as np
 from gossipdbn.kernels.amx import quarter_bu, quarter_ub, store4, zero4
 from gossipdbn.kernels.cd_epilogue import hidden_quad, probability_row, update_quad, visible_quad
 from gossipdbn.kernels.cd_panels import visible_out
+from gossipdbn.kernels.memory import loadf, loadi, prefetch, storef, storei, transpose16, transpose_bytes4
 from gossipdbn.kernels.tiers import device, inline
-from gossipdbn.kernels.vectors import (
-    iadd,
-    loadf,
-    loadi,
-    prefetch,
-    storef,
-    storei,
-    transpose16,
-    transpose_bytes4,
-    vf,
-    vi,
-)
+from gossipdbn.kernels.vectors import iadd, vf, vi
 
 f4 = np.float32
 

@@ -24,10 +24,20 @@ from gossipdbn.kernels.activation import (
     unsigned8,
 )
 from gossipdbn.kernels.cd_layout import LIMIT, clipped, store_planes
+from gossipdbn.kernels.memory import (
+    broadcasti,
+    load8u,
+    loadf,
+    loadi,
+    store8,
+    store8_first,
+    storef,
+    storef_first,
+    storei,
+)
 from gossipdbn.kernels.tiers import inline
 from gossipdbn.kernels.vectors import (
     bits,
-    broadcasti,
     fadd,
     fma,
     fmax,
@@ -44,17 +54,9 @@ from gossipdbn.kernels.vectors import (
     iota,
     isub,
     isum,
-    load8u,
-    loadf,
-    loadi,
     sar,
     shl,
     shr,
-    store8,
-    store8_first,
-    storef,
-    storef_first,
-    storei,
     to_float,
     to_int,
     vf,

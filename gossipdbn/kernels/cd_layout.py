@@ -27,24 +27,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gossipdbn.kernels.memory import addr, loadi, loadi_first, storei, storei_first
 from gossipdbn.kernels.tiers import inline, kernel
-from gossipdbn.kernels.vectors import (
-    add16,
-    addr,
-    iadd,
-    iand,
-    imax,
-    imin,
-    ior,
-    loadi,
-    loadi_first,
-    sar,
-    shl,
-    shr,
-    storei,
-    storei_first,
-    vi,
-)
+from gossipdbn.kernels.vectors import add16, iadd, iand, imax, imin, ior, sar, shl, shr, vi
 
 PAD_BIAS = -(1 << 30)
 LIMIT = 1 << 30

@@ -10,23 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from gossipdbn.kernels.cd_epilogue import hidden_quad, probability_row, update_quad, visible_quad
+from gossipdbn.kernels.memory import loadf, loadi, poke, storef, storei, transpose16, transpose_bytes4
 from gossipdbn.kernels.tiers import WIDE, device, inline
 from gossipdbn.kernels.tiles import BU, BUS, UB, block8, tile
-from gossipdbn.kernels.vectors import (
-    iadd,
-    iand,
-    isum,
-    loadf,
-    loadi,
-    poke,
-    shr,
-    storef,
-    storei,
-    transpose16,
-    transpose_bytes4,
-    vf,
-    vi,
-)
+from gossipdbn.kernels.vectors import iadd, iand, isum, shr, vf, vi
 
 f4 = np.float32
 

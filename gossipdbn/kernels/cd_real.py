@@ -25,12 +25,12 @@ from gossipdbn.kernels.activation import (
 from gossipdbn.kernels.contrastive import COST, DECAY, L1, MAX_NORM, MOMENTUM, TARGET, fill_keys
 from gossipdbn.kernels.counter_rng import child64
 from gossipdbn.kernels.dense import block, panels_times
+from gossipdbn.kernels.memory import broadcasti, loadf, loadi, peek, peekf, pokef, storef, storei, transpose16
 from gossipdbn.kernels.optimise import sign
 from gossipdbn.kernels.rows import fill_floats
 from gossipdbn.kernels.tiers import device, inline, kernel
 from gossipdbn.kernels.vectors import (
     bits,
-    broadcasti,
     fadd,
     fdiv,
     fma,
@@ -45,14 +45,6 @@ from gossipdbn.kernels.vectors import (
     iadd,
     iand,
     iota,
-    loadf,
-    loadi,
-    peek,
-    peekf,
-    pokef,
-    storef,
-    storei,
-    transpose16,
     vf,
     vi,
 )

@@ -234,7 +234,7 @@ def _quantise(codec: int, residual: Ints, e_max: int, progress: tuple[Ints, Ints
     rows, cols = residual.shape
     _check_shape(rows, cols)
     if codec == EXACT:
-        data = residual.astype("<i4").tobytes()
+        data = residual.astype("<i4", copy=False).tobytes()
         residual[:] = 0
         return data
     if not residual.flags.c_contiguous:

@@ -10,27 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from gossipdbn.kernels.digests import digest_values, largest_value
+from gossipdbn.kernels.masks import leading_zeros
+from gossipdbn.kernels.memory import addr, load8s, loadi, peek, poke, store8, storei
 from gossipdbn.kernels.tiers import inline, kernel
-from gossipdbn.kernels.vectors import (
-    addr,
-    iabs,
-    iadd,
-    iand,
-    ihighest,
-    imax,
-    imin,
-    isub,
-    leading_zeros,
-    load8s,
-    loadi,
-    peek,
-    poke,
-    sar,
-    shl,
-    store8,
-    storei,
-    vi,
-)
+from gossipdbn.kernels.vectors import iabs, iadd, iand, ihighest, imax, imin, isub, sar, shl, vi
 
 SCALE, OUTSIDE, HEADER = 1, 2, 3
 _PIECE = 1 << 16  # accumulators, 256 kB: half of the smallest second-level cache in use

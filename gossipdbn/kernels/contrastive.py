@@ -22,6 +22,7 @@ from gossipdbn.kernels.cd_epilogue import bias_step
 from gossipdbn.kernels.cd_layout import clipped, refresh_quads
 from gossipdbn.kernels.cd_panels import sum_counts
 from gossipdbn.kernels.counter_rng import child64
+from gossipdbn.kernels.memory import load8u, loadf, loadi, poke, storef, storei, transpose16, transpose_bytes4
 from gossipdbn.kernels.rows import fill_bytes
 from gossipdbn.kernels.tiers import TIER, device, inline, kernel
 from gossipdbn.kernels.vectors import (
@@ -36,16 +37,8 @@ from gossipdbn.kernels.vectors import (
     iadd,
     imul,
     isub,
-    load8u,
-    loadf,
-    loadi,
-    poke,
-    storef,
-    storei,
     to_float,
     to_int,
-    transpose16,
-    transpose_bytes4,
     vf,
     vi,
 )

@@ -10,27 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from gossipdbn.kernels.memory import addr, loadf, loadi, storef, storei, transpose16
 from gossipdbn.kernels.tiers import WIDE, device, inline, kernel
 from gossipdbn.kernels.tiles import F32, tile
-from gossipdbn.kernels.vectors import (
-    addr,
-    fmax,
-    fmin,
-    fmul,
-    fsub,
-    iadd,
-    imax,
-    imin,
-    loadf,
-    loadi,
-    storef,
-    storei,
-    to_float,
-    to_int,
-    transpose16,
-    vf,
-    vi,
-)
+from gossipdbn.kernels.vectors import fmax, fmin, fmul, fsub, iadd, imax, imin, to_float, to_int, vf, vi
 
 f4 = np.float32
 UNIT = f4(2.0**-24)

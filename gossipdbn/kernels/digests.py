@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from gossipdbn.kernels.memory import addr, loadi, peek, peek64
 from gossipdbn.kernels.tiers import inline, kernel
 from gossipdbn.kernels.vectors import (
-    addr,
     iadd,
     ihighest,
     imax,
@@ -24,13 +24,10 @@ from gossipdbn.kernels.vectors import (
     isub,
     isum,
     ladd,
-    loadi,
     lsum,
     lzero,
     multiply_even,
     multiply_odd,
-    peek,
-    peek64,
     vi,
 )
 

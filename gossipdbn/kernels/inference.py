@@ -12,21 +12,10 @@ import numpy as np
 from gossipdbn.kernels.activation import NEG_LOG2E, exp2, sigmoid, unsigned8
 from gossipdbn.kernels.backprop import natural_log
 from gossipdbn.kernels.dense import panels_times, times_panels
+from gossipdbn.kernels.memory import addr, loadf, store8, storef
 from gossipdbn.kernels.rows import fill_bytes
 from gossipdbn.kernels.tiers import TIER, inline, kernel
-from gossipdbn.kernels.vectors import (
-    addr,
-    bits,
-    fadd,
-    fmul,
-    from_bits,
-    iand,
-    loadf,
-    store8,
-    storef,
-    vf,
-    vi,
-)
+from gossipdbn.kernels.vectors import bits, fadd, fmul, from_bits, iand, vf, vi
 
 if TIER == "amx":
     from gossipdbn.kernels.amx import begin, finish

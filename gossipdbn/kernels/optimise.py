@@ -11,24 +11,9 @@ from __future__ import annotations
 import numpy as np
 
 from gossipdbn.kernels.activation import flush
+from gossipdbn.kernels.memory import loadf, storef
 from gossipdbn.kernels.tiers import inline
-from gossipdbn.kernels.vectors import (
-    bits,
-    fadd,
-    fma,
-    fmul,
-    from_bits,
-    fsub,
-    i_less,
-    iand,
-    ior,
-    isub,
-    loadf,
-    shr,
-    storef,
-    vf,
-    vi,
-)
+from gossipdbn.kernels.vectors import bits, fadd, fma, fmul, from_bits, fsub, i_less, iand, ior, isub, shr, vf, vi
 
 f4 = np.float32
 RATE, MOMENTUM, DECAY, L1, POWER1, POWER2, ADAM = range(7)

@@ -9,6 +9,7 @@ state; whoever compiles a matrix product loads the BLAS then.
 from __future__ import annotations
 
 import gc
+import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -70,3 +71,4 @@ def _load_numba() -> ModuleType:
 
 
 numba = _load_numba()
+types, extending = numba.types, importlib.import_module("numba.extending")

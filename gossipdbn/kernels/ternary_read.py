@@ -13,32 +13,11 @@ from __future__ import annotations
 import numpy as np
 
 from gossipdbn.kernels.digests import digest_run
+from gossipdbn.kernels.masks import add_masked, mask_less, ones, trailing_zeros
+from gossipdbn.kernels.memory import addr, loadi, peek, peek8, peek16, peek64, poke, storei
 from gossipdbn.kernels.ternary_write import GROUP, append, few_codes, log2, rice_of, use_planes
 from gossipdbn.kernels.tiers import WIDE, inline, kernel
-from gossipdbn.kernels.vectors import (
-    add_masked,
-    addr,
-    iadd,
-    iand,
-    iota,
-    isub,
-    ixor,
-    last_lane,
-    loadi,
-    mask_less,
-    ones,
-    peek,
-    peek8,
-    peek16,
-    peek64,
-    poke,
-    running_sum,
-    sar,
-    shl,
-    storei,
-    trailing_zeros,
-    vi,
-)
+from gossipdbn.kernels.vectors import iadd, iand, iota, isub, ixor, last_lane, running_sum, sar, shl, vi
 
 MALFORMED = (
     "",

@@ -12,13 +12,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from gossipdbn.kernels.tiers import WIDE, inline, kernel
-from gossipdbn.kernels.vectors import (
+from gossipdbn.kernels.masks import (
     add_masked,
-    add_saturating,
-    addr,
     choose,
     compress,
+    keep_masked,
+    leading_zeros,
+    mask_less,
+    mask_negative,
+    ones,
+    or_bits,
+    trailing_zeros,
+)
+from gossipdbn.kernels.memory import addr, loadi, peek, poke, poke8, poke16, poke64, storei
+from gossipdbn.kernels.tiers import WIDE, inline, kernel
+from gossipdbn.kernels.vectors import (
+    add_saturating,
     iabs,
     iadd,
     iand,
@@ -28,25 +37,11 @@ from gossipdbn.kernels.vectors import (
     ior,
     iota,
     isub,
-    keep_masked,
-    leading_zeros,
-    loadi,
-    mask_less,
-    mask_negative,
-    ones,
-    or_bits,
-    peek,
-    poke,
-    poke8,
-    poke16,
-    poke64,
     running_sum,
     sar,
     shl,
     shr,
-    storei,
     times_rounded,
-    trailing_zeros,
     vi,
 )
 

@@ -14,7 +14,7 @@ kind:
 
 Integer sums are exact in int32. Emitted as LLVM IR by a single intrinsic, because LLVM's own vectorisation of plain
 loops reaches half of this; accumulators are phi nodes, so they never leave the registers. Only here, in `amx` and for
-`vectors.compress` are x86 instructions named; every kind also has a form that any CPU can run.
+`masks.compress` are x86 instructions named; every kind also has a form that any CPU can run.
 
 Strides are in bytes. ``hop`` makes ``a`` jump by ``jump`` extra bytes after every ``every`` steps of k, to walk
 through a panel-major matrix along its rows.
@@ -27,8 +27,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from gossipdbn.kernels.lanes import function
 from gossipdbn.kernels.tiers import TIER, WIDE, inline
-from gossipdbn.kernels.vectors import function
 
 F32, UB, BU, BUS = 0, 1, 2, 3
 LANES = 16 if WIDE else 8

@@ -376,13 +376,13 @@ def _give(key: tuple[object, ...], space: object) -> None:
     _POOL.setdefault(key, []).append(space)
     now = max(_USED.values(), default=0) + 1
     _USED[key] = now
-    for old in [k for k, used in _USED.items() if used < now - _UNUSED_MAX]:
+    for old in [k for k, used in list(_USED.items()) if used < now - _UNUSED_MAX]:
         _POOL.pop(old, None)
-        del _USED[old]
+        _USED.pop(old, None)
 
 
 def clear() -> None:
-    """Let every spare workspace go."""
+    """Let every spare workspace go; what another thread has taken comes back all the same."""
     _POOL.clear()
     _USED.clear()
 

@@ -257,7 +257,7 @@ class Operator:
         """The closing that follows the operator's newest claim."""
         state = rounds.fresh_state(self.manifest, slot, replica.chains[slot])
         note = reason[:500] or "given up by the operator"
-        update = rounds.closing(self.manifest, state, replica.acc, replica.version, GIVEN_UP, note=note)
+        update = rounds.closing(self.manifest, state, replica.digest(), replica.version, GIVEN_UP, note=note)
         return self._wire.encode(update)
 
     def _read_back(self, reader: Reader, writer: Writer, replica: Replica, slot: int, raw: bytes) -> bool:

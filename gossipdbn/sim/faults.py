@@ -324,7 +324,7 @@ def _give_up(world: World, f: Fault) -> str:
         state = rounds.fresh_state(world.manifest, slot, now)
         replica = world.checker.replica
         version = tuple(max(a, b) for a, b in zip(now.start_version, replica.version, strict=True))
-        m = rounds.closing(world.manifest, state, replica.acc, version, GIVEN_UP, note="nobody runs it")
+        m = rounds.closing(world.manifest, state, replica.digest(), version, GIVEN_UP, note="nobody runs it")
         world.log.append(UPDATES, slot, wire.encode(m), "operator")
 
     world.later(world.delay(), close)

@@ -104,7 +104,7 @@ class Author:
         state = self.states[slot]
         last = state.phase == len(self.manifest.phases) - 1
         kind = (DONE if last else CLOSES_PHASE) if kind is None else kind
-        return rounds.closing(self.manifest, state, self.replica.acc, self.replica.version, kind, note=note)
+        return rounds.closing(self.manifest, state, self.replica.digest(), self.replica.version, kind, note=note)
 
     def close(self, slot: int) -> bytes:
         return self.write(self.next_closing(slot))

@@ -58,7 +58,7 @@ def test_the_last_closing_and_a_failure_end_the_state():
     for kind in (DONE, FAILED):
         state = fresh(M)
         state.phase = 1
-        update = rounds.closing(M, state, a_replica(M).acc, (0, 0, 0), kind, note="x" * 900)
+        update = rounds.closing(M, state, a_replica(M).digest(), (0, 0, 0), kind, note="x" * 900)
         rounds.sent(M, state, update, b"raw", (0, 0, 0))
         assert state.closed and state.optimiser == {} and len(update.note) == 500
 

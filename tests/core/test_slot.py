@@ -19,6 +19,7 @@ from gossipdbn.core.values import (
     Claim,
 )
 from gossipdbn.errors import LocalProtocolError
+from gossipdbn.kernels import workspaces
 from tests.core.making import WIRE, Author, Bench, a_manifest, changed, fresh
 
 M = a_manifest()
@@ -50,6 +51,23 @@ def test_a_slot_is_read_to_its_end_before_it_is_claimed():
     b.read()
     b.tick()
     assert message(b.sent[0]).incarnation == 2 and b.host.slots[0].stage == CLAIMING
+
+
+def test_the_arrays_of_rounds_go_before_a_closing_update_is_made(monkeypatch):
+    """It has four bytes a parameter, and what rounds use as much as 14: a large layer has no room for both."""
+    b = Bench(M)
+    b.own(0)
+    spare, closing, kept = b.host.slots[0]._spare, rounds.closing, []
+
+    def watched(*arguments):
+        kept.append((len(spare._kept), len(workspaces._POOL)))
+        return closing(*arguments)
+
+    monkeypatch.setattr(rounds, "closing", watched)
+    for _ in range(20):
+        b.train()
+        b.deliver()
+    assert kept == [(0, 0), (0, 0)]
 
 
 def test_a_fresh_slot_runs_at_once_and_asks_for_its_rows(bench):

@@ -159,7 +159,7 @@ BODIES: dict[str, Callable[..., None]] = {
 
 
 def emulating(builder, name, ftype):
-    """Takes the place of `vectors.function`."""
+    """Takes the place of `lanes.function`."""
     if not name.startswith("llvm.x86."):
         return builder.module.globals.get(name) or ir.Function(builder.module, ftype, name)
     known = "emulated." + name.removeprefix("llvm.x86.")
@@ -176,9 +176,9 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         tiers.TIER, tiers.WIDE, tiers.CACHE_FOLDER = tier, True, Path(folder)  # type: ignore[assignment]
-        from gossipdbn.kernels import vectors
+        from gossipdbn.kernels import lanes  # before whatever copies the name out of it
 
-        vectors.function = emulating
+        lanes.function = emulating
         from tests.kernels.state_digest import PARTS
 
         print(json.dumps({"tier": tier, "digests": {name: PARTS[name]() for name in parts or PARTS}}))
