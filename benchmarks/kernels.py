@@ -3,7 +3,7 @@
     python benchmarks/kernels.py [--quick] [--json FILE] [--tiers amx,vnni,avx2]
 
 Every tier runs in a child process of its own, with the variables that force a BLAS to other code taken out (for the
-avx2 tier OpenBLAS gets its AVX2 kernels, so that the limit is that instruction set's). Within a child all candidates of
+avx2 tier all libraries are held to AVX2, so that the limit is that instruction set's). Within a child all candidates of
 a row are measured in interleaved rounds; what is reported is the median. "Limit" = the five float32 matrix products of
 one CD-1 step in the installed BLAS. Candidates that are not installed are left out and named.
 """
@@ -31,8 +31,16 @@ AVX512 = AVX2 + ",+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512cd"
 FORCED = {
     "generic": ("generic", ""),
     "avx2": ("haswell", AVX2),
+    "avxvnni": ("haswell", AVX2 + ",+avxvnni"),
     "avx512": ("skylake-avx512", AVX512),
     "vnni": ("cascadelake", AVX512 + ",+avx512vnni"),
+}
+AVX2_ONLY = {  # everybody else as on such a CPU, too
+    "OPENBLAS_CORETYPE": "Haswell",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR",
 }
 SHAPES = [(100, 784, 500), (128, 784, 512), (256, 784, 1024), (512, 2000, 2000)]
 BLAS_VARIABLES = ("OPENBLAS_CORETYPE", "MKL_DEBUG_CPU_TYPE", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
@@ -331,8 +339,8 @@ def child(tier: str, quick: bool, cpu: int | None, extra: tuple[str, ...] = ()) 
     env = clean_environment()
     if tier in FORCED:
         env["NUMBA_CPU_NAME"], env["NUMBA_CPU_FEATURES"] = FORCED[tier]
-        if tier == "avx2":
-            env["OPENBLAS_CORETYPE"] = "Haswell"
+        if tier in ("avx2", "avxvnni"):
+            env |= AVX2_ONLY
     args = [sys.executable, __file__, "--child", *(["--quick"] if quick else []), *extra]
     if cpu is not None:
         args += ["--cpu", str(cpu)]

@@ -31,7 +31,7 @@ class Report:
 
     Parameters
     ----------
-    numerics : version of the arithmetic. tier : amx, vnni, avx512, avx2 or generic. features : CPU features that
+    numerics : version of the arithmetic. tier : amx, vnni, avx512, avxvnni, avx2, generic. features : of the CPU, that
         decide it. passed : whether the self-test gave the known result. cache : folder of the compiled kernels.
     cd1_rows_per_s : contrastive divergence of 784 x 500, 100 rows a minibatch, one thread. encode_us, apply_us : a
         ternary update of 784 x 500 written, checked and applied.

@@ -21,7 +21,7 @@ from gossipdbn.kernels.version import NUMERICS
 
 config = numba.core.config
 
-Tier = Literal["amx", "vnni", "avx512", "avx2", "generic"]
+Tier = Literal["amx", "vnni", "avx512", "avxvnni", "avx2", "generic"]
 
 _ARCH_PRCTL = 158
 _ARCH_REQ_XCOMP_PERM = 0x1023
@@ -49,10 +49,13 @@ def choose(features: frozenset[str], request_amx: Callable[[], bool]) -> Tier:
         if "avx512vnni" not in features:
             return "avx512"
         return "amx" if {"amx-tile", "amx-int8"} <= features and request_amx() else "vnni"
-    return "avx2" if {"avx2", "fma"} <= features else "generic"
+    if not {"avx2", "fma"} <= features:
+        return "generic"
+    return "avxvnni" if "avxvnni" in features else "avx2"
 
 
-_ORDER: tuple[Tier, ...] = ("amx", "vnni", "avx512", "avx2", "generic")
+# What a CPU of a tier can also do.
+_BELOW: dict[Tier, Tier] = {"amx": "vnni", "vnni": "avx512", "avx512": "avx2", "avxvnni": "avx2", "avx2": "generic"}
 
 
 def cache_root() -> Path:
@@ -69,8 +72,9 @@ def ban_marker(tier: str) -> Path:
 
 def first_allowed(tier: Tier, banned: Callable[[Tier], bool]) -> Tier:
     """``tier``, or the next one below that is not banned; generic always is allowed."""
-    below = _ORDER[_ORDER.index(tier) :]
-    return next((t for t in below if t == "generic" or not banned(t)), "generic")
+    while tier in _BELOW and banned(tier):
+        tier = _BELOW[tier]
+    return tier
 
 
 FEATURES = cpu_features()

@@ -32,7 +32,7 @@ from gossipdbn.kernels.tiers import TIER, WIDE, inline
 
 F32, UB, BU, BUS = 0, 1, 2, 3
 LANES = 16 if WIDE else 8
-_VNNI = TIER in ("amx", "vnni")
+_VNNI = TIER in ("amx", "vnni", "avxvnni")
 _F, _I, _I8, _I16, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(8), ir.IntType(16), ir.IntType(64)
 
 

@@ -33,6 +33,7 @@ def test_a_failing_tier_is_banned_and_a_passing_one_remembered(tmp_path, monkeyp
         ("amx", "", "amx"),
         ("amx", "amx", "vnni"),
         ("amx", "amx vnni avx512 avx2", "generic"),
+        ("avxvnni", "avxvnni", "avx2"),
         ("generic", "generic", "generic"),
     ],
 )

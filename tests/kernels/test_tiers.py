@@ -27,6 +27,7 @@ AVX512 = AVX2 + ",+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512cd"
 FORCED = {
     "generic": ("generic", "", set()),
     "avx2": ("haswell", AVX2, {"avx2", "fma"}),
+    "avxvnni": ("haswell", AVX2 + ",+avxvnni", {"avx2", "fma", "avxvnni"}),
     "avx512": ("skylake-avx512", AVX512, {"avx512bw", "avx512vl", "avx512dq"}),
     "vnni": ("cascadelake", AVX512 + ",+avx512vnni", {"avx512bw", "avx512vl", "avx512dq", "avx512vnni"}),
 }
@@ -65,7 +66,7 @@ def test_other_tiers_give_the_same_bits(tier):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tier", ["amx", "vnni", "avx512"])
+@pytest.mark.parametrize("tier", ["amx", "vnni", "avx512", "avxvnni"])
 def test_tiers_give_the_same_bits_where_their_instructions_are_emulated(tier):
     """So the tile unit's passes are proved on machines without one: here compiled for a CPU with AVX2 and no more."""
     if {"avx2", "fma"} - HOST:
@@ -101,9 +102,11 @@ def test_tiles_are_configured_as_the_emulation_takes_them():
         ("", True, "generic"),
         ("avx2", True, "generic"),
         ("avx2,fma", True, "avx2"),
+        ("avx2,fma,avxvnni", True, "avxvnni"),
         ("avx2,fma,avx512f,avx512bw,avx512vl", True, "avx2"),
         ("avx512f,avx512bw,avx512vl,avx512dq", True, "avx512"),
         ("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", True, "vnni"),
+        ("avx2,fma,avxvnni,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", True, "vnni"),
         ("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,amx-tile,amx-int8", True, "amx"),
         ("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,amx-tile,amx-int8", False, "vnni"),
         ("avx512f,avx512bw,avx512vl,avx512dq,amx-tile,amx-int8", True, "avx512"),
