@@ -10,6 +10,8 @@ or through a cluster's own spark-submit, with Spark's Kafka connector (the jars 
     JARS=$(python -c 'from gossipdbn.spark.session import kafka_jars; print(*kafka_jars(), sep=",")')
     spark-submit --master spark://host:7077 --jars $JARS streams/images.py --run ...
 
+Settings for standalone, YARN and Kubernetes are in ``streams/conf``; docs/clusters.md has the commands.
+
 A killed job goes on from its checkpoint when it is started again; rows arrive exactly once.
 """
 

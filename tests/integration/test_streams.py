@@ -49,12 +49,14 @@ def _run(command: list[str], cwd: Path) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+def _submit(*options: str) -> list[str]:
+    program = [str(Path(sys.executable).parent / "spark-submit"), *options, "--conf", "spark.ui.enabled=false"]
+    return [*program, "--jars", ",".join(map(str, kafka_jars())), str(STREAMS / "folder.py")]
+
+
 def test_a_folder_is_fed_by_spark_submit(arguments, tmp_path):
-    submit = [str(Path(sys.executable).parent / "spark-submit"), "--master", "local[1]"]
-    submit += ["--conf", "spark.ui.enabled=false"]
-    submit += ["--jars", ",".join(map(str, kafka_jars())), str(STREAMS / "folder.py")]
     options = [*arguments, "--kind", "csv", "--path", str(tmp_path / "rows")]
-    code, out, err = _run([*submit, *options], tmp_path)
+    code, out, err = _run([*_submit("--master", "local[1]"), *options], tmp_path)
     assert code == 0, err[-3000:]
     result = json.loads(out.strip().splitlines()[-1])
     assert (result["finished"], result["rows"]) == (True, 120)
@@ -62,6 +64,15 @@ def test_a_folder_is_fed_by_spark_submit(arguments, tmp_path):
     (tmp_path / "rows" / "b.csv").write_text("a,b,c\n0,1,1\n")
     code, out, _ = _run([sys.executable, str(STREAMS / "folder.py"), *options], tmp_path)
     assert (code, json.loads(out)["rows"]) == (0, 120)  # the end mark is final
+
+
+def test_a_folder_is_fed_through_a_standalone_master_with_the_settings_that_are_shipped(
+    arguments, tmp_path, gossip_spark
+):
+    submit = _submit("--master", gossip_spark, "--properties-file", str(STREAMS / "conf" / "standalone.conf"))
+    code, out, err = _run([*submit, *arguments, "--kind", "csv", "--path", str(tmp_path / "rows")], tmp_path)
+    assert code == 0, err[-3000:]
+    assert json.loads(out.strip().splitlines()[-1])["rows"] == 120
 
 
 def test_a_bad_row_ends_the_job_with_one_clear_line(arguments, tmp_path):
