@@ -268,10 +268,10 @@ def _watch(s: Session, follower: Follower, stop: threading.Event) -> bool:
                 raise GossipDbnError(f"the workers on Spark are gone: {why}")
         if follower.rows and any(r is None for r in follower.rows.values()) and "feed" not in _alive(s):
             follower.summary()
-        state: RunState = "training" if follower.ledger.updates else "feeding"
+        state, waits = _said_of(bool(follower.ledger.updates), "feed" in _alive(s))
         alive = tuple(f"{n} ({c.pid})" for n, c in s.children.items() if n != "feed" and c.alive)
         alive += ("on Spark",) if s.placed is not None and not s.placed.done else ()
-        s.display.show(follower.view(state, now - s.started_s, now, alive, _waits(s, follower)))
+        s.display.show(follower.view(state, now - s.started_s, now, alive, waits))
     s.wall["training"] = time.monotonic() - training_from
     return False
 
@@ -280,10 +280,13 @@ def _alive(s: Session) -> set[str]:
     return {n for n, c in s.children.items() if c.alive}
 
 
-def _waits(s: Session, follower: Follower) -> tuple[str, ...]:
-    if not follower.ledger.updates and "feed" in _alive(s):
-        return ("Spark starts and packs the first rows",)
-    return ()
+def _said_of(trains: bool, feeds: bool) -> tuple[RunState, tuple[str, ...]]:
+    """What the run is doing, and what it waits for before its first update."""
+    if trains:
+        return "training", ()
+    if feeds:
+        return "feeding", ("Spark starts and packs the first rows",)
+    return "starting", ("workers load the kernels; the first run on a machine compiles them, a minute or two",)
 
 
 def _look_after(s: Session, now: float) -> None:
