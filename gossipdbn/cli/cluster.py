@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
 import typer
@@ -88,21 +89,31 @@ def prepare() -> None:
 
         gossipdbn prepare
     """
-    import numpy as np
-
-    from gossipdbn.cli.doctor import trust_this_machine
     from gossipdbn.embedded import artifacts
-    from gossipdbn.models import learners
-    from gossipdbn.models.spec import ModelSpec, PhaseSpec
+    from gossipdbn.kernels import tiers  # noqa: F401 - loading numba hides modules for a moment: before two threads run
     from gossipdbn.spark.prepare import prepare as prepare_spark
 
     began = time.monotonic()
-    artifacts.ensure(artifacts.KAFKA, notice)
+    with ThreadPoolExecutor(1) as pool:  # beside the Java parts, which mostly wait: for files, for a JVM
+        kernels = pool.submit(_compile_kernels)
+        artifacts.ensure(artifacts.KAFKA, notice)
+        prepare_spark(notice)
+        if not kernels.done():
+            notice("waiting for the kernels")
+        kernels.result()
+    terminal().print(f"prepared in {time.monotonic() - began:.0f} s")
+
+
+def _compile_kernels() -> None:
+    import numpy as np
+
+    from gossipdbn.cli.doctor import trust_this_machine
+    from gossipdbn.models import learners
+    from gossipdbn.models.spec import ModelSpec, PhaseSpec
+
     notice("compiling and testing the kernels for this machine")
     trust_this_machine()
     phases = (PhaseSpec("cd"), PhaseSpec("cd", layer=1), PhaseSpec("backprop", optimizer="adam"))
     spec, rows = ModelSpec(8, (4, 4), "grey", 2), np.zeros((2, 8), np.uint8)
     learners.warm(spec, phases)
     learners.reconstruct(spec, learners.initial_parameters(spec, 0, np.full(8, 0.5, np.float32)), rows)  # for the page
-    prepare_spark(notice)
-    terminal().print(f"prepared in {time.monotonic() - began:.0f} s")

@@ -93,7 +93,9 @@ def spark_java_home(java: Java | None = None, cache: Path | None = None) -> Path
     home = cache_folder(cache) / f"java-shim-{java.version}"
     program = home / "bin" / "java"
     template = files("gossipdbn.embedded").joinpath("templates/java-shim.sh").read_text()
-    text = template.replace('"@JAVA@"', shlex.quote(str(java.executable)))
+    real = java.home / "bin" / "java"  # what was found may be this very wrapper, by the JAVA_HOME that Spark was given
+    real = real if os.access(real, os.X_OK) else java.executable
+    text = template.replace('"@JAVA@"', shlex.quote(str(real)))
     try:
         if not (program.exists() and program.read_text() == text and os.access(program, os.X_OK)):
             program.parent.mkdir(parents=True, exist_ok=True)

@@ -71,6 +71,21 @@ def test_a_cut_down_runtime_gets_a_wrapper_that_drops_the_module_it_lacks(tmp_pa
     assert done.stdout.splitlines() == ["-Xmx1g", "-cp", "a b:c", "Main", ""]
 
 
+def test_a_wrapper_that_is_found_as_java_home_never_calls_itself(tmp_path: Path) -> None:
+    """A job that spark-submit started is given the wrapper as its JAVA_HOME, and may start a Spark of its own."""
+    home = tmp_path / "runtime"
+    _runtime(home, "25", "java.base")
+    cache = tmp_path / "cache"
+    shim = spark_java_home(find_java(environ={"JAVA_HOME": str(home)}), cache)
+    before = (shim / "bin" / "java").read_text()
+    again = find_java(environ={"JAVA_HOME": str(shim)})
+    assert again.executable == shim / "bin" / "java" and again.home == home
+    assert spark_java_home(again, cache) == shim
+    assert (shim / "bin" / "java").read_text() == before
+    done = subprocess.run([str(shim / "bin" / "java"), "x"], capture_output=True, text=True, check=True, timeout=20)
+    assert done.stdout == "x\n"
+
+
 def test_the_cache_follows_the_users_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "gossipdbn"
