@@ -278,11 +278,14 @@ class Slot:
         v = self._replica.version
         return (*v[: self.slot], self.state.seq, *v[self.slot + 1 :])
 
-    def parameters(self) -> NDArray[np.int32]:
-        """The replica plus the own pending updates, int32 [P]: what the next round starts from."""
+    def _sent(self) -> list[codec.Deltas]:
+        return [d for p in self.pending for d in p.deltas]
+
+    def parameters(self) -> tuple[NDArray[np.int32], int]:
+        """The replica plus the own pending updates, int32 [P], and its digest: what the next round starts from."""
         theta = self._spare.take(self._replica.acc.size)
-        codec.merged(self._replica.acc, [d for p in self.pending for d in p.deltas], theta)
-        return theta
+        digest, _ = codec.merged(self._replica.acc, self._sent(), theta)
+        return theta, digest
 
     def work(self, snapshot_free: bool) -> list[Effect]:
         """The next thing to do: a snapshot that is due, a closing update, or a round to train; [] while waiting."""
@@ -344,8 +347,7 @@ class Slot:
         return there >= min(self._manifest.gate, self._manifest.slots)
 
     def _train(self, state: rounds.SlotState, version: Version, rows: RowRange) -> list[Effect]:
-        sent = [d for p in self.pending for d in p.deltas]
-        job = rounds.begin(self._manifest, state, self._replica.acc, version, rows, sent, self._spare)
+        job = rounds.begin(self._manifest, state, self._replica.acc, version, rows, self._sent(), self._spare)
         self._check_memory(job.start_digest, self.pending)
         if rounds.diverged(job):
             return self._publish_closing(
@@ -385,7 +387,7 @@ class Slot:
         return []
 
     def _publish_closing(self, state: rounds.SlotState, version: Version, kind: int, note: str = "") -> list[Effect]:
-        digest = codec.digest(self.parameters())
+        digest = self.parameters()[1]  # and no name for the vector, which goes at once
         self._check_memory(digest, self.pending)
         self._spare.clear()  # a closing update has four bytes a parameter: the large arrays of rounds go first
         update = rounds.closing(self._manifest, state, digest, version, kind, Metrics(), note)
@@ -421,8 +423,7 @@ class Slot:
         the own updates in it. Nobody waits for that.
         """
         self._snapshot_s, self.snapshot_seq, self._copied = self._now_s, state.seq, state.seq
-        parameters = self.parameters() if self.pending else self._replica.acc
-        digest = codec.digest(parameters)
+        parameters, digest = self.parameters() if self.pending else (self._replica.acc, self._replica.digest())
         self._check_memory(digest, self.pending)
         snapshot = Snapshot(self.slot, parameters, tuple(self._replica.chains), replace(state), digest)
         return [StoreSnapshot(snapshot), *self._snapshot_whole()]
