@@ -10,13 +10,25 @@ from llvmlite import ir
 
 from gossipdbn.kernels.lanes import I1, I16, I64, INT64, LANES, VI, const, function, intrinsic, ints
 
+_CHOSEN = ir.VectorType(I1, LANES)
+
+
+def _lanes_of(b, mask):
+    """One bit a lane of the low sixteen of an int64."""
+    return b.bitcast(b.trunc(mask, I16), _CHOSEN)
+
+
+def _mask_of(b, chosen):
+    """The int64 of one bit a lane."""
+    return b.zext(b.bitcast(chosen, I16), I64)
+
 
 @intrinsic
 def mask_less(tc, x, y):
     """Bit i of the int64 result: x[i] < y[i], signed."""
 
     def code(context, b, sig, args):
-        return b.zext(b.bitcast(b.icmp_signed("<", args[0], args[1]), I16), I64)
+        return _mask_of(b, b.icmp_signed("<", args[0], args[1]))
 
     return INT64(ints, ints), code
 
@@ -26,32 +38,25 @@ def add_masked(tc, x, mask, t):
     """x + (bit of ``mask`` set ? t : 0)."""
 
     def code(context, b, sig, args):
-        chosen = b.bitcast(b.trunc(args[1], I16), ir.VectorType(I1, LANES))
-        return b.add(args[0], b.select(chosen, args[2], const(0)))
+        return b.add(args[0], b.select(_lanes_of(b, args[1]), args[2], const(0)))
 
     return ints(ints, INT64, ints), code
 
 
-@intrinsic
-def trailing_zeros(tc, x):
-    """Number of zeros below the lowest one of an int64 (64 for 0)."""
+def _zeros(name):
+    @intrinsic
+    def f(tc, x):
+        def code(context, b, sig, args):
+            count = function(b, f"llvm.{name}.i64", ir.FunctionType(I64, [I64, I1]))
+            return b.call(count, [args[0], ir.Constant(I1, 0)])
 
-    def code(context, b, sig, args):
-        f = function(b, "llvm.cttz.i64", ir.FunctionType(I64, [I64, I1]))
-        return b.call(f, [args[0], ir.Constant(I1, 0)])
+        return INT64(INT64), code
 
-    return INT64(INT64), code
+    return f
 
 
-@intrinsic
-def leading_zeros(tc, x):
-    """Number of zeros above the highest one of an int64 (64 for 0)."""
-
-    def code(context, b, sig, args):
-        f = function(b, "llvm.ctlz.i64", ir.FunctionType(I64, [I64, I1]))
-        return b.call(f, [args[0], ir.Constant(I1, 0)])
-
-    return INT64(INT64), code
+trailing_zeros, leading_zeros = _zeros("cttz"), _zeros("ctlz")
+"""Zeros below the lowest one of an int64, and above the highest one (64 for 0)."""
 
 
 @intrinsic
@@ -59,7 +64,7 @@ def mask_negative(tc, x):
     """Bit i of the int64 result: the sign bit of x[i]."""
 
     def code(context, b, sig, args):
-        return b.zext(b.bitcast(b.icmp_signed("<", args[0], const(0)), I16), I64)
+        return _mask_of(b, b.icmp_signed("<", args[0], const(0)))
 
     return INT64(ints), code
 
@@ -69,8 +74,7 @@ def keep_masked(tc, x, mask):
     """Lanes whose bit of ``mask`` is set; the others are 0."""
 
     def code(context, b, sig, args):
-        chosen = b.bitcast(b.trunc(args[1], I16), ir.VectorType(I1, LANES))
-        return b.select(chosen, args[0], const(0))
+        return b.select(_lanes_of(b, args[1]), args[0], const(0))
 
     return ints(ints, INT64), code
 
@@ -80,19 +84,18 @@ def choose(tc, mask, x, y):
     """Bit of ``mask`` set ? x : y."""
 
     def code(context, b, sig, args):
-        return b.select(b.bitcast(b.trunc(args[0], I16), ir.VectorType(I1, LANES)), args[1], args[2])
+        return b.select(_lanes_of(b, args[0]), args[1], args[2])
 
     return ints(INT64, ints, ints), code
 
 
 @intrinsic
 def compress(tc, x, mask):
-    """The lanes whose bit of ``mask`` is set, moved together to the low end (AVX-512 only; see `pack`)."""
+    """The lanes whose bit of ``mask`` is set, moved together to the low end (AVX-512 only)."""
 
     def code(context, b, sig, args):
-        chosen = ir.VectorType(I1, LANES)
-        f = function(b, "llvm.x86.avx512.mask.compress.v16i32", ir.FunctionType(VI, [VI, VI, chosen]))
-        return b.call(f, [args[0], const(0), b.bitcast(b.trunc(args[1], I16), chosen)])
+        f = function(b, "llvm.x86.avx512.mask.compress.v16i32", ir.FunctionType(VI, [VI, VI, _CHOSEN]))
+        return b.call(f, [args[0], const(0), _lanes_of(b, args[1])])
 
     return ints(ints, INT64), code
 

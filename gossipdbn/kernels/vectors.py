@@ -63,7 +63,6 @@ def _binary(op, kind):
 
 
 fadd, fsub, fmul, fdiv = (_binary(op, floats) for op in ("fadd", "fsub", "fmul", "fdiv"))
-
 iadd, isub, imul, ixor, ior, iand = (_binary(op, ints) for op in ("add", "sub", "mul", "xor", "or_", "and_"))
 
 
