@@ -90,6 +90,14 @@ class Replica:
         """The parameters at ``version``, int32 [P]. Updates wait until somebody looks; then one pass adds them all."""
         return self._sum.total
 
+    def lend(self) -> NDArray[np.int32]:
+        """``acc`` for a round to start from; the array stays as it is until ``give_back``."""
+        return self._sum.lend()
+
+    def give_back(self) -> None:
+        """The round is over."""
+        self._sum.give_back()
+
     @property
     def version(self) -> Version:
         """How many updates of each partition are contained."""

@@ -95,8 +95,10 @@ class SlotState:
 
 @dataclass(slots=True)
 class RoundJob:
-    """One round to train. ``parameters`` int32 [P] is changed by training; ``start`` holds the tensors of the phase as
-    they were, int32 [Q], one after another.
+    """One round to train.
+
+    ``start`` int32 [P] is the replica itself, lent until the round is finished, and ``pending`` what the slot has sent
+    beyond it; ``parameters`` int32 [P] is their sum, and is changed by training.
     """
 
     slot: int
@@ -107,6 +109,7 @@ class RoundJob:
     start_digest: int
     start_largest: int
     start: NDArray[np.int32]
+    pending: tuple[codec.Deltas, ...]
     parameters: NDArray[np.int32]
     optimiser: dict[str, np.ndarray]
 
@@ -157,23 +160,23 @@ def fresh_state(manifest: Manifest, slot: int, chain: Chain) -> SlotState:
 
 
 class Spare:
-    """The vectors of the last round, for the next one: a worker trains one round at a time."""
+    """The vector of the last round, for the next one: a worker trains one round at a time."""
 
     def __init__(self) -> None:
-        self._kept: list[NDArray[np.int32]] = []
+        self._kept: NDArray[np.int32] | None = None
 
     def take(self, size: int) -> NDArray[np.int32]:
         """A vector int32 [size] with anything in it."""
-        i = next((i for i, a in enumerate(self._kept) if a.size == size), None)
-        return np.empty(size, np.int32) if i is None else self._kept.pop(i)
+        kept, self._kept = self._kept, None
+        return np.empty(size, np.int32) if kept is None or kept.size != size else kept
 
     def give(self, job: RoundJob) -> None:
         """The job is done with."""
-        self._kept = [job.parameters, job.start]
+        self._kept = job.parameters
 
     def clear(self) -> None:
-        """No round comes for a while: let its vectors go, and the workspaces of all layers."""
-        self._kept = []
+        """No round comes for a while: let its vector go, and the workspaces of all layers."""
+        self._kept = None
         workspaces.clear()
 
 
@@ -186,16 +189,13 @@ def begin(
     pending: Sequence[codec.Deltas] = (),
     spare: Spare | None = None,
 ) -> RoundJob:
-    """Fix a round's inputs: a copy of the replica (``acc`` int32 [P]) with the slot's own pending updates added, which
-    together are at ``version``.
+    """Fix a round's inputs: the replica (``acc`` int32 [P], which must not change before ``finish``) and the slot's own
+    pending updates, which together are at ``version``.
     """
-    spare = spare or Spare()
-    parameters, slices = spare.take(acc.size), _phase_slices(manifest, state.phase)
+    parameters = (spare or Spare()).take(acc.size)
     digest, largest = codec.merged(acc, pending, parameters)
-    start = spare.take(sum(s.stop - s.start for s in slices))
-    np.concatenate([parameters[s] for s in slices], out=start)
     at = (state.slot, state.phase, rows, state.step, version)
-    return RoundJob(*at, digest, largest, start, parameters, state.optimiser)
+    return RoundJob(*at, digest, largest, acc, tuple(pending), parameters, state.optimiser)
 
 
 def _phase_slices(manifest: Manifest, phase: int) -> list[slice]:
@@ -259,15 +259,14 @@ def _update(
 
 
 def finish(manifest: Manifest, state: SlotState, job: RoundJob, metrics: Metrics = NO_METRICS) -> Update:
-    """The update of a trained round. Moves the residual; ``sent`` moves the rest of the state."""
+    """The update of a trained round. Moves the residual; ``sent`` moves the rest of the state. Uses the job up."""
     spec, phase = manifest.spec, manifest.phases[job.phase]
     parts: list[TensorDelta] = []
-    first = 0
+    codec.merge(job.parameters, [d.negated() for d in job.pending])  # what is left is the round's progress
     for i, at in zip(phase_tensors(spec, phase), _phase_slices(manifest, job.phase), strict=True):
-        residual, now = state.residual[at].reshape(layout(spec)[i].blocks), job.parameters[at]
-        start = job.start[first : first + now.size]
-        first += now.size
+        residual = state.residual[at].reshape(layout(spec)[i].blocks)
         divisor = share_divisor(spec, phase, i, manifest.slots)
+        now, start = job.parameters[at], job.start[at]
         data = codec.fold_and_quantise(manifest.codec, residual, now, start, divisor, manifest.e_max)
         parts.append(TensorDelta(i, manifest.codec, data))
     return _update(manifest, state, job.start_version, job.start_digest, job.rows, OPEN, tuple(parts), metrics, "")

@@ -20,6 +20,7 @@ class Sum:
 
     def __init__(self, start: NDArray[np.int32]) -> None:
         self._acc = start
+        self._lent = False
         self._unmerged: list[Deltas] = []
         self._unmerged_bytes = 0
 
@@ -27,10 +28,21 @@ class Sum:
     def total(self) -> NDArray[np.int32]:
         """The sum so far, int32 [P]."""
         if self._unmerged:
+            if self._lent:  # whoever has it computes with it: go on with a copy
+                self._acc, self._lent = self._acc.copy(), False
             codec.merge(self._acc, self._unmerged)
             self._unmerged.clear()
             self._unmerged_bytes = 0
         return self._acc
+
+    def lend(self) -> NDArray[np.int32]:
+        """The sum so far; the array does not change before it is given back."""
+        total, self._lent = self.total, True
+        return total
+
+    def give_back(self) -> None:
+        """What was lent may change again."""
+        self._lent = False
 
     def add(self, deltas: Sequence[Deltas]) -> None:
         """Keep an update's deltas until somebody looks, but never more bytes than the parameters have."""

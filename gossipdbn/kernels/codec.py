@@ -34,7 +34,7 @@ never reads or writes outside; what it returns is added by `merge`, as often and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +84,18 @@ class Deltas:
     def nbytes(self) -> int:
         """Memory that these deltas hold."""
         return self.index.nbytes + self.delta.nbytes + self.values.nbytes + self.codes.nbytes
+
+    def negated(self) -> Deltas:
+        """The deltas that take these back."""
+        delta, codes = -self.delta, self.codes
+        runs = self.runs.copy()
+        runs[:, 1] += delta.ctypes.data - self.delta.ctypes.data
+        if codes.size:
+            codes = codes.copy()
+            signed = codes[self.rows :].view(np.int8)
+            np.negative(signed, out=signed)
+        digest = -self.digest & _MASK
+        return replace(self, digest=digest, delta=delta, runs=runs, values=-self.values, codes=codes)
 
     def __reduce__(self) -> str:
         raise TypeError("decoded deltas hold addresses: they can be neither copied nor sent to another process")

@@ -20,7 +20,8 @@ from gossipdbn.core.values import (
 )
 from gossipdbn.errors import LocalProtocolError
 from gossipdbn.kernels import workspaces
-from tests.core.making import WIRE, Author, Bench, a_manifest, changed, fresh
+from gossipdbn.sim import abstract
+from tests.core.making import WIRE, Author, Bench, a_manifest, changed, fresh, rows_of
 
 M = a_manifest()
 
@@ -60,14 +61,14 @@ def test_the_arrays_of_rounds_go_before_a_closing_update_is_made(monkeypatch):
     spare, closing, kept = b.host.slots[0]._spare, rounds.closing, []
 
     def watched(*arguments):
-        kept.append((len(spare._kept), len(workspaces._POOL)))
+        kept.append((spare._kept, len(workspaces._POOL)))
         return closing(*arguments)
 
     monkeypatch.setattr(rounds, "closing", watched)
     for _ in range(20):
         b.train()
         b.deliver()
-    assert kept == [(0, 0), (0, 0)]
+    assert kept == [(None, 0), (None, 0)]
 
 
 def test_a_fresh_slot_runs_at_once_and_asks_for_its_rows(bench):
@@ -110,6 +111,40 @@ def test_own_pending_updates_are_in_the_start_of_the_next_round(bench):
     assert not np.array_equal(job.parameters, bench.host.replica.acc)
     bench.deliver()
     assert np.array_equal(job.parameters, bench.host.replica.acc)
+
+
+@pytest.mark.parametrize("sent_before", [0, 2])
+def test_what_is_read_while_a_round_trains_changes_nothing_of_its_update(sent_before):
+    author = Author(M)
+    author.claim(1)
+    author.update(1)
+    sent = []
+    for disturbed in (False, True):
+        b = Bench(M)
+        b.own(0)
+        for _ in range(sent_before):  # not read back when the round begins
+            b.train()
+        (job,) = [e.job for e in b.work() if isinstance(e, ev.Train)]
+        start = job.start.copy()
+        abstract.train(M, job, rows_of(0, job.rows), None, 0)
+        if disturbed:
+            b.log[1] = list(author.log[1])
+            b.deliver()
+            assert b.host.replica.version == (sent_before, 1, 0) and b.host.replica.acc is not job.start
+            assert not np.array_equal(b.host.replica.acc, start)
+        np.testing.assert_array_equal(job.start, start)
+        b.sent.clear()
+        b.step(ev.RoundTrained(job, NO_METRICS))
+        sent.append(b.sent[0].raw)
+    assert sent[0] == sent[1]
+
+
+def test_a_replica_is_not_copied_while_no_round_trains(bench):
+    before = bench.host.replica.acc
+    for _ in range(3):
+        bench.train()
+        bench.deliver()
+    assert bench.host.replica.acc is before and bench.host.replica.version == (3, 0, 0)
 
 
 def test_a_void_claim_is_claimed_again_after_a_growing_delay():

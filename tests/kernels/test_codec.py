@@ -257,6 +257,24 @@ def test_putting_together_equals_copying_adding_and_looking(kinds, size):
         codec.merged(acc, batch, np.empty(size + 1, np.int32))
 
 
+@pytest.mark.parametrize("kind", [codec.EXACT, codec.TERNARY, codec.INT8])
+def test_negated_deltas_take_back_what_was_added(kind):
+    rng = np.random.default_rng(9)
+    d = np.where(rng.random((40, 70)) < np.linspace(0, 1, 40)[:, None], rng.integers(-(2**29), 2**29, (40, 70)), 0)
+    read = codec.read(kind, codec.quantise(kind, d.astype(np.int32), 4), 40, 70, 4, 10)
+    acc = rng.integers(-(2**31), 2**31, 10 + 40 * 70).astype(np.int32)
+    before, digest = acc.copy(), codec.digest(acc)
+    codec.merge(acc, [read])
+    assert not np.array_equal(acc, before)
+    opposite = read.negated()
+    assert (read.digest + opposite.digest) % 2**64 == 0 and opposite.nbytes == read.nbytes
+    codec.merge(acc, [opposite])
+    np.testing.assert_array_equal(acc, before)
+    assert codec.digest(acc) == digest
+    codec.merge(acc, [opposite.negated(), opposite])  # the first ones are as they were
+    np.testing.assert_array_equal(acc, before)
+
+
 def test_decoded_deltas_are_not_copied():
     read = codec.read(codec.TERNARY, codec.quantise(codec.TERNARY, deltas(5, 5, 1.0), 4), 5, 5)
     for copying in (copy.copy, copy.deepcopy, pickle.dumps):
