@@ -51,6 +51,7 @@ from gossipdbn.wire.messages import RunWire
 ROOT = Path(__file__).resolve().parent.parent
 # ---- rows per second with and without exchange ----------------------------------------------------------------------
 CD = PhaseSpec("cd", epochs=10**5, batch=100, tau=10, lr=0.005)
+WARM_UP_S = 150.0  # Java's second compiler is done with the broker then
 
 
 def alone(path: str, seconds: float) -> None:
@@ -64,14 +65,14 @@ def alone(path: str, seconds: float) -> None:
     while time.monotonic() - began < seconds:
         first = done % 6000
         rows = values[first : first + phase.batch * phase.tau]
-        job = rounds.begin(manifest, state, replica.acc, replica.version, RowRange(0, first, len(rows)))
+        job = rounds.begin(state, replica.acc, replica.version, RowRange(0, first, len(rows)))
         rounds.run(manifest, job, rows, None, 6000)
         done += len(rows)
     print(done / (time.monotonic() - began))
 
 
 def with_exchange(tools: Tools, share: float, seconds: float, store: str = "") -> tuple[float, dict[str, Any]]:
-    """Rows per second of two workers, and what the updates say."""
+    """Rows per second of two workers, and what the updates say, read when the time is over."""
     values = grey(24_000)
     mean = (values.mean(0) / 127).clip(0.01, 0.99).astype(np.float32)
     settings = {"communication_share": share}
@@ -79,17 +80,17 @@ def with_exchange(tools: Tools, share: float, seconds: float, store: str = "") -
     run.feed_rows(values, shard_rows=250)
     run.start_workers(2)
     run.wait_for(lambda f: f.ledger.updates > 60, 120)
-    before, cpu, began = _rows_trained(run), _cpu_seconds(), time.monotonic()
-    run.follow(seconds)
+    cpu, began_s = _cpu_seconds(), time.time() - run.manifest.created_ms / 1000
+    time.sleep(seconds)
+    used = {who: round((s - cpu.get(who, 0.0)) / seconds, 3) for who, s in _cpu_seconds().items()}
+    run.follower.catch_up(time.monotonic())
     assert not run.follower.finished, run.follower.failed or "too few rows for the time"
-    took = time.monotonic() - began
-    rate = (_rows_trained(run) - before) / took
-    used = {who: round((s - cpu.get(who, 0.0)) / took, 3) for who, s in _cpu_seconds().items()}
     points = list(run.follower.seen.curve)
+    rate = sum(p.rows for p in points if began_s <= p.time_s < began_s + seconds) / seconds
     facts = {
         "rows_per_update": round(statistics.mean(p.rows for p in points[-40:])),
         "error": round(statistics.mean(p.error for p in points[-40:]), 5),
-        "rows": _rows_trained(run),
+        "rows": sum(p.rows for p in points),
         "cores_used": used,
         "snapshots": sum(len(s) for s in run.follower.control.snapshots.values()),
     }
@@ -98,8 +99,8 @@ def with_exchange(tools: Tools, share: float, seconds: float, store: str = "") -
 
 
 def _cpu_seconds() -> dict[str, float]:
-    """CPU seconds so far of the broker, of the workers, and of this process, which follows the run."""
-    found = {"follower": sum(psutil.Process().cpu_times()[:2])}
+    """CPU seconds so far of the broker and of the workers."""
+    found: dict[str, float] = {}
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             who = "broker" if child.name() == "java" else "workers"
@@ -107,12 +108,19 @@ def _cpu_seconds() -> dict[str, float]:
     return found
 
 
-def _rows_trained(run: RunHarness) -> int:
-    return sum(run.follower.ledger.trained(s) for s in range(run.manifest.slots))
-
-
 def exchange(tools: Tools) -> dict[str, Any]:
-    """Two workers and the broker on the same cores: fixed tau, adaptive tau, and no log at all."""
+    """Two workers and the broker on the same cores: fixed tau, adaptive tau, and no log at all.
+
+    The broker is one for a long life (`gossipdbn up`), measured when Java has compiled it.
+    """
+    with Broker(tools.folder / "lasting", die_with_parent=True, lasting=True) as broker:
+        lasting = Tools(tools.folder / "exchange", broker.bootstrap, tools.repeats, tools.seconds, tools.minutes)
+        lasting.folder.mkdir()
+        with_exchange(lasting, 0.0, WARM_UP_S if tools.repeats > 1 else tools.seconds)
+        return _shares(lasting)
+
+
+def _shares(tools: Tools) -> dict[str, Any]:
     manifest = tools.run(hidden=(500,), phases=[CD], slots=4, **SHAPE).manifest
     path = tools.folder / "alone.json"
     path.write_bytes(manifest_json(manifest))

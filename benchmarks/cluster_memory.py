@@ -48,10 +48,10 @@ def idle(tools: Tools) -> int:
     return found
 
 
-def large(tools: Tools) -> tuple[int, int]:
+def large(tools: Tools, hidden: int) -> tuple[int, int]:
     """Bytes of a worker with one slot of a large layer, and the layer's parameters."""
     phases = [PhaseSpec("cd", epochs=ENDLESS, batch=20, tau=2)]
-    run = tools.run(hidden=(4000,), phases=phases, slots=1, **SHAPE)
+    run = tools.run(hidden=(hidden,), phases=phases, slots=1, **SHAPE)
     run.feed_rows(grey(2000))
     run.start_worker("large")
     run.wait_for(lambda f: f.ledger.updates > 10, 300)
@@ -89,12 +89,14 @@ def steady(tools: Tools) -> dict[str, Any]:
 
 
 def memory(tools: Tools) -> dict[str, Any]:
-    """All three."""
+    """All three. What a worker needs once it trains at all is told from what it needs for each parameter."""
     idle_bytes = idle(tools)
-    large_bytes, parameters = large(tools)
+    large_bytes, parameters = large(tools, 4000)
+    larger_bytes, more = large(tools, 8000)
     return {
         "idle_MB": round(idle_bytes / 1e6, 1),
         "parameters": parameters,
         "bytes_per_parameter": round((large_bytes - idle_bytes) / parameters, 1),
+        "bytes_per_further_parameter": round((larger_bytes - large_bytes) / (more - parameters), 1),
         **steady(tools),
     }

@@ -194,9 +194,7 @@ class Recomputation:
         self.advance(version)
         if logged.closing == OPEN:
             values, labels, total = self._source.rows(logged.rows)
-            job = rounds.begin(
-                self.manifest, self.state, self.scratch.acc, version, logged.rows, spare=self._spare
-            )
+            job = rounds.begin(self.state, self.scratch.acc, version, logged.rows, spare=self._spare)
             self._source.train(self.manifest, job, values, labels, total)
             update = rounds.finish(self.manifest, self.state, job, logged.metrics)
             self._spare.give(job)

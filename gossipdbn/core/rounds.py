@@ -181,7 +181,6 @@ class Spare:
 
 
 def begin(
-    manifest: Manifest,
     state: SlotState,
     acc: NDArray[np.int32],
     version: Version,

@@ -347,7 +347,7 @@ class Slot:
         return there >= min(self._manifest.gate, self._manifest.slots)
 
     def _train(self, state: rounds.SlotState, version: Version, rows: RowRange) -> list[Effect]:
-        job = rounds.begin(self._manifest, state, self._replica.lend(), version, rows, self._sent(), self._spare)
+        job = rounds.begin(state, self._replica.lend(), version, rows, self._sent(), self._spare)
         self._check_memory(job.start_digest, self.pending)
         if rounds.diverged(job):
             return self._publish_closing(

@@ -35,9 +35,10 @@ _SERVICE = "broker"
 _READY_S_MAX = 60.0
 _STOP_S_MAX = 15.0
 _PORT_TRIES = 5
+_QUICK = "-XX:TieredStopAtLevel=1"
+"""Java's first compiler alone. The second costs 12 CPU seconds in two minutes, and saves a third of all afterwards."""
 _FLAGS = (
     "-XX:+UseSerialGC",
-    "-XX:TieredStopAtLevel=1",
     "-XX:-UsePerfData",
     "-Dorg.slf4j.simpleLogger.showDateTime=true",
     "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd HH:mm:ss.SSS",
@@ -115,6 +116,9 @@ class Broker:
         Port on 127.0.0.1; 0 takes the one used before in this folder, or a free one.
     die_with_parent
         End it when this process ends, however that happens (Linux). Without it the broker stays until :func:`stop`.
+    lasting
+        Let Java compile it for a long life: dearer in the first two minutes, cheaper by a third afterwards. None: when
+        it does not die with its parent.
     cache, ivy_settings
         See :func:`gossipdbn.embedded.artifacts.ensure`.
     heap_mb
@@ -136,6 +140,7 @@ class Broker:
         port: int = 0,
         *,
         die_with_parent: bool = False,
+        lasting: bool | None = None,
         cache: Path | None = None,
         ivy_settings: Path | None = None,
         heap_mb: int = 512,
@@ -145,6 +150,7 @@ class Broker:
         self._space = Workspace(Path(data_dir), _SERVICE)
         self._wanted_port = port
         self._die_with_parent = die_with_parent
+        self._lasting = not die_with_parent if lasting is None else lasting
         self._cache = cache
         self._ivy_settings = ivy_settings
         self._heap_mb = heap_mb
@@ -248,7 +254,8 @@ class Broker:
             self._log_start = log.tell()
             heap = [f"-Xms{min(128, self._heap_mb)}m", f"-Xmx{self._heap_mb}m"]
             archive = self._archive.flags(record=self._die_with_parent) if self._archive else []
-            command = [str(java.executable), *heap, *_FLAGS, *archive, "-cp", class_path, "kafka.Kafka", str(settings)]
+            flags = [*heap, *([] if self._lasting else [_QUICK]), *_FLAGS, *archive]
+            command = [str(java.executable), *flags, "-cp", class_path, "kafka.Kafka", str(settings)]
             process = JavaProcess(command, log, self.data_dir, die_with_parent=self._die_with_parent, keep=(lock,))
             try:
                 ready = self._wait_ready(process, port, cluster, deadline)
@@ -303,7 +310,7 @@ class Broker:
             cluster = "g" + cluster[1:]
         archive = self._archive.flags() if self._archive else []
         command = [
-            str(java.executable), "-Xmx256m", *_FLAGS, *archive, "-cp", class_path,
+            str(java.executable), "-Xmx256m", _QUICK, *_FLAGS, *archive, "-cp", class_path,
             "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(settings), "-g",
         ]  # fmt: skip
         try:

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gossipdbn.kernels.memory import addr, loadi, loadi_first, storei, storei_first
+from gossipdbn.kernels.memory import addr, loadi, loadi_first, prefetch, storei, storei_first
 from gossipdbn.kernels.tiers import inline, kernel
 from gossipdbn.kernels.vectors import add16, iadd, iand, imax, imin, ior, sar, shl, shr, vi
 
@@ -217,6 +217,11 @@ def load_weights(flat, visible, hidden, master, hi, lo, shift):  # type: ignore[
             width = min(hidden - g * 16, 16)
             for v in range(first, min(first + 16, visible), 4):
                 at = g * vp + v
+                for i in range(4):
+                    prefetch(f + ((v + i + 16) * hidden + g * 16) * 4)
+                    prefetch(m + (at + i + 16) * 64)
+                prefetch(h + (at + 16) * 16)
+                prefetch(w + (at + 16) * 16)
                 w0, w1 = _row(f, v, visible, hidden, g, width), _row(f, v + 1, visible, hidden, g, width)
                 w2, w3 = _row(f, v + 2, visible, hidden, g, width), _row(f, v + 3, visible, hidden, g, width)
                 if master.shape[0]:
@@ -236,6 +241,8 @@ def store_weights(flat, visible, hidden, master):  # type: ignore[no-untyped-def
         for g in range((hidden + 15) >> 4):
             width = min(hidden - g * 16, 16)
             for v in range(first, min(first + 16, visible)):
+                prefetch(m + (g * vp + v + 16) * 64)
+                prefetch(f + ((v + 16) * hidden + g * 16) * 4)
                 w = loadi(m + (g * vp + v) * 64)
                 if width == 16:
                     storei(f + (v * hidden + g * 16) * 4, w)

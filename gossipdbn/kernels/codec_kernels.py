@@ -11,7 +11,7 @@ import numpy as np
 
 from gossipdbn.kernels.digests import digest_values, largest_value
 from gossipdbn.kernels.masks import leading_zeros
-from gossipdbn.kernels.memory import addr, load8s, loadi, peek, poke, store8, storei
+from gossipdbn.kernels.memory import PAGE, addr, load8s, loadi, peek, poke, prefetch, store8, storei
 from gossipdbn.kernels.tiers import inline, kernel
 from gossipdbn.kernels.vectors import iabs, iadd, iand, ihighest, imax, imin, isub, sar, shl, vi
 
@@ -139,6 +139,8 @@ def assemble(acc, runs, out):
         stop = min(first + _PART, acc.size)
         whole = first + (stop - first) // 16 * 16
         for i in range(first, whole, 16):
+            prefetch(at + i * 4 + PAGE)
+            prefetch(to + i * 4 + PAGE)
             storei(to + i * 4, loadi(at + i * 4))
         for i in range(whole, stop):
             out[i] = acc[i]

@@ -10,7 +10,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from gossipdbn.kernels.memory import addr, loadf, loadi, storef, storei, transpose16
+from gossipdbn.kernels.memory import (
+    addr,
+    loadf,
+    loadi,
+    loadi_first,
+    prefetch,
+    storef,
+    storef_first,
+    storei,
+    storei_first,
+    transpose16,
+)
 from gossipdbn.kernels.tiers import WIDE, device, inline, kernel
 from gossipdbn.kernels.tiles import F32, tile
 from gossipdbn.kernels.vectors import fmax, fmin, fmul, fsub, iadd, imax, imin, to_float, to_int, vf, vi
@@ -19,6 +30,8 @@ f4 = np.float32
 UNIT = f4(2.0**-24)
 PER_UNIT = f4(2.0**24)
 _STEP = f4(2.0**29)
+STRIPE = 16
+"""Rows of a matrix that go into panels, or come out, together: its lines are read along, not across."""
 LIMIT = 1 << 30
 
 
@@ -88,15 +101,17 @@ def panels_from_master(flat, rows, columns, panels):
     """Weights int32 [rows * columns], units 2^-24 -> float32 panels (padding is left alone)."""
     f, p = addr(flat), addr(panels)
     k_rows = panels.shape[1]
-    for g in range((columns + 15) >> 4):
-        width = min(columns - g * 16, 16)
-        for r in range(rows):
-            at = r * columns + g * 16
-            if width == 16:
-                storef(p + (g * k_rows + r) * 64, fmul(to_float(loadi(f + at * 4)), vf(UNIT)))
-            else:
-                for j in range(width):
-                    panels[g, r, j] = f4(flat[at + j]) * UNIT
+    for first in range(0, rows, STRIPE):
+        for g in range((columns + 15) >> 4):
+            width = min(columns - g * 16, 16)
+            for r in range(first, min(first + STRIPE, rows)):
+                at, to = r * columns + g * 16, p + (g * k_rows + r) * 64
+                prefetch(f + (at + STRIPE * columns) * 4)
+                prefetch(to + STRIPE * 64)
+                if width == 16:
+                    storef(to, fmul(to_float(loadi(f + at * 4)), vf(UNIT)))
+                else:
+                    storef_first(to, fmul(to_float(loadi_first(f + at * 4, width)), vf(UNIT)), width)
 
 
 @kernel
@@ -104,21 +119,17 @@ def master_from_panels(flat, rows, columns, panels):
     """Add to the master what the panels have gained since they were made from it, rounded, saturated at +-2^30."""
     f, p = addr(flat), addr(panels)
     k_rows = panels.shape[1]
-    tail = np.zeros(16, np.int32)
-    t = addr(tail)
-    for g in range((columns + 15) >> 4):
-        width = min(columns - g * 16, 16)
-        for r in range(rows):
-            at = r * columns + g * 16
-            now = loadf(p + (g * k_rows + r) * 64)
-            if width == 16:
-                storei(f + at * 4, moved(loadi(f + at * 4), now))
-            else:
-                for j in range(width):
-                    tail[j] = flat[at + j]
-                storei(t, moved(loadi(t), now))
-                for j in range(width):
-                    flat[at + j] = tail[j]
+    for first in range(0, rows, STRIPE):
+        for g in range((columns + 15) >> 4):
+            width = min(columns - g * 16, 16)
+            for r in range(first, min(first + STRIPE, rows)):
+                at, now = f + (r * columns + g * 16) * 4, p + (g * k_rows + r) * 64
+                prefetch(at + STRIPE * columns * 4)
+                prefetch(now + STRIPE * 64)
+                if width == 16:
+                    storei(at, moved(loadi(at), loadf(now)))
+                else:
+                    storei_first(at, moved(loadi_first(at, width), loadf(now)), width)
 
 
 @inline

@@ -30,6 +30,9 @@ from gossipdbn.kernels.lanes import (
 )
 from gossipdbn.kernels.quick import types
 
+PAGE = 4096
+"""How far ahead walks over whole vectors fetch: a CPU's own prefetcher follows them to the end of a page only."""
+
 
 @intrinsic
 def addr(tc, array):

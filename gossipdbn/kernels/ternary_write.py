@@ -24,7 +24,7 @@ from gossipdbn.kernels.masks import (
     or_bits,
     trailing_zeros,
 )
-from gossipdbn.kernels.memory import addr, loadi, peek, poke, poke8, poke16, poke64, storei
+from gossipdbn.kernels.memory import PAGE, addr, loadi, peek, poke, poke8, poke16, poke64, prefetch, storei
 from gossipdbn.kernels.tiers import WIDE, inline, kernel
 from gossipdbn.kernels.vectors import (
     add_saturating,
@@ -70,6 +70,9 @@ def fold_words(residual, now, start, factor, power, first, last):
     below, half = vi((np.int64(1) << max(power, 0)) - 1), vi((np.int64(1) << max(power, 0)) >> 1)
     i = first
     while i + 16 <= last:
+        prefetch(a + i * 4 + PAGE)
+        prefetch(b + i * 4 + PAGE)
+        prefetch(r + i * 4 + PAGE)
         progress = isub(loadi(a + i * 4), loadi(b + i * 4))
         if power > 0:
             quotient = sar(progress, power)

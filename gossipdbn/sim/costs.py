@@ -50,7 +50,7 @@ def measure(tau: int = 10, times: int = 20, batch: int = 100, visible: int = 784
     values = (np.random.default_rng(0).random((batch * tau, visible)) < 0.13).astype(np.uint8)
 
     def train() -> rounds.RoundJob:
-        job = rounds.begin(m, state, replica.acc, replica.version, RowRange(0, 0, batch * tau))
+        job = rounds.begin(state, replica.acc, replica.version, RowRange(0, 0, batch * tau))
         rounds.run(m, job, values, None, 0)
         return job
 

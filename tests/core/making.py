@@ -81,7 +81,7 @@ class Author:
         state = self.states[slot]
         at = state.cursor if epoch is None else (epoch, 0)
         rows = RowRange(*at, count)
-        job = rounds.begin(self.manifest, state, self.replica.acc, self.replica.version, rows)
+        job = rounds.begin(state, self.replica.acc, self.replica.version, rows)
         abstract.train(self.manifest, job, rows_of(slot, rows), None, 0)
         return rounds.finish(self.manifest, state, job)
 

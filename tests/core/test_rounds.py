@@ -34,7 +34,7 @@ def test_what_is_not_sent_stays_in_the_residual():
     before = author.replica.acc.copy()
     state = author.states[0]
     rows = RowRange(0, 0, 2)
-    job = rounds.begin(M, state, before, (0, 0, 0), rows)
+    job = rounds.begin(state, before, (0, 0, 0), rows)
     abstract.train(M, job, rows_of(0, rows), None, 0)
     progress = (job.parameters - before).astype(np.float64) / M.slots
     author.write(rounds.finish(M, state, job))
@@ -67,7 +67,7 @@ def test_divergence_is_a_parameter_beyond_its_range():
     acc = a_replica(M).acc.copy()
     for value, beyond in ((-(1 << 30) + 1, False), (-(1 << 30), True), (1 << 30, True)):
         acc[1] = value
-        job = rounds.begin(M, fresh(M), acc, (0, 0, 0), RowRange(0, 0, 2))
+        job = rounds.begin(fresh(M), acc, (0, 0, 0), RowRange(0, 0, 2))
         assert rounds.diverged(job) is beyond
 
 
