@@ -51,6 +51,7 @@ from gossipdbn.wire.messages import RunWire
 ROOT = Path(__file__).resolve().parent.parent
 # ---- rows per second with and without exchange ----------------------------------------------------------------------
 CD = PhaseSpec("cd", epochs=10**5, batch=100, tau=10, lr=0.005)
+SLOTS = 2
 WARM_UP_S = 150.0  # Java's second compiler is done with the broker then
 
 
@@ -76,7 +77,7 @@ def with_exchange(tools: Tools, share: float, seconds: float, store: str = "") -
     values = grey(24_000)
     mean = (values.mean(0) / 127).clip(0.01, 0.99).astype(np.float32)
     settings = {"communication_share": share}
-    run = tools.run(hidden=(500,), phases=[CD], slots=4, store=store, settings=settings, visible_mean=mean, **SHAPE)
+    run = tools.run(hidden=(500,), phases=[CD], slots=SLOTS, store=store, settings=settings, visible_mean=mean, **SHAPE)
     run.feed_rows(values, shard_rows=250)
     run.start_workers(2)
     run.wait_for(lambda f: f.ledger.updates > 60, 120)
@@ -109,7 +110,7 @@ def _cpu_seconds() -> dict[str, float]:
 
 
 def exchange(tools: Tools) -> dict[str, Any]:
-    """Two workers and the broker on the same cores: fixed tau, adaptive tau, and no log at all.
+    """Two workers of a slot each and the broker on the same cores: fixed tau, adaptive tau, and no log at all.
 
     The broker is one for a long life (`gossipdbn up`), measured when Java has compiled it.
     """
@@ -121,7 +122,7 @@ def exchange(tools: Tools) -> dict[str, Any]:
 
 
 def _shares(tools: Tools) -> dict[str, Any]:
-    manifest = tools.run(hidden=(500,), phases=[CD], slots=4, **SHAPE).manifest
+    manifest = tools.run(hidden=(500,), phases=[CD], slots=SLOTS, **SHAPE).manifest
     path = tools.folder / "alone.json"
     path.write_bytes(manifest_json(manifest))
     found: dict[str, list[float]] = {"without": [], "tau_10": [], "adaptive": []}
@@ -135,6 +136,7 @@ def _shares(tools: Tools) -> dict[str, Any]:
             found[name].append(rate)
     rates = {name: statistics.median(r) for name, r in found.items()}
     return {
+        "slots": SLOTS,
         "rows_per_s": {k: round(v) for k, v in rates.items()},
         "tau_10_share": round(rates["tau_10"] / rates["without"], 3),
         "adaptive_share": round(rates["adaptive"] / rates["without"], 3),

@@ -27,11 +27,11 @@ def plan(layers: int, rest: int) -> list[PhaseSpec]:
 
 
 def one(tools: Tools, seed: int, share: float, rows: int) -> dict[str, Any]:
-    """Train 784-500-500-10 with two workers and four slots; test error, and the tau that was used."""
+    """Train 784-500-500-10 with two workers of a slot each; test error, and the tau that was used."""
     values, labels = mnist("train", rows)
     mean = (values.mean(0) / 127).astype(np.float32)
     run = tools.run(
-        visible=784, visible_units="grey", hidden=(500, 500), classes=10, phases=plan(3, 6), slots=4, seed=seed,
+        visible=784, visible_units="grey", hidden=(500, 500), classes=10, phases=plan(3, 6), slots=2, seed=seed,
         settings={"communication_share": share}, visible_mean=mean,
     )  # fmt: skip
     run.feed_rows(values, labels, shard_rows=250)
