@@ -94,9 +94,9 @@ class Replica:
         """``acc`` for a round to start from; the array stays as it is until ``give_back``."""
         return self._sum.lend()
 
-    def give_back(self) -> None:
+    def give_back(self, lent: NDArray[np.int32]) -> None:
         """The round is over."""
-        self._sum.give_back()
+        self._sum.give_back(lent)
 
     @property
     def version(self) -> Version:

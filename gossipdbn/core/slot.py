@@ -378,7 +378,7 @@ class Slot:
         self.busy = False
         update = rounds.finish(self._manifest, self.state, event.job, event.metrics)
         self._spare.give(event.job)
-        self._replica.give_back()
+        self._replica.give_back(event.job.start)
         return self._publish(self.state, update, event.job.start_version)
 
     def failed(self, reason: str) -> list[Effect]:

@@ -20,7 +20,7 @@ class Sum:
 
     def __init__(self, start: NDArray[np.int32]) -> None:
         self._acc = start
-        self._lent = False
+        self._lent = 0
         self._unmerged: list[Deltas] = []
         self._unmerged_bytes = 0
 
@@ -28,21 +28,22 @@ class Sum:
     def total(self) -> NDArray[np.int32]:
         """The sum so far, int32 [P]."""
         if self._unmerged:
-            if self._lent:  # whoever has it computes with it: go on with a copy
-                self._acc, self._lent = self._acc.copy(), False
+            if self._lent:  # somebody computes with it: go on with a copy
+                self._acc, self._lent = self._acc.copy(), 0
             codec.merge(self._acc, self._unmerged)
             self._unmerged.clear()
             self._unmerged_bytes = 0
         return self._acc
 
     def lend(self) -> NDArray[np.int32]:
-        """The sum so far; the array does not change before it is given back."""
-        total, self._lent = self.total, True
+        """The sum so far; the array does not change before it is given back as often as it was lent."""
+        total = self.total
+        self._lent += 1
         return total
 
-    def give_back(self) -> None:
-        """What was lent may change again."""
-        self._lent = False
+    def give_back(self, lent: NDArray[np.int32]) -> None:
+        """Somebody is done with it."""
+        self._lent -= lent is self._acc
 
     def add(self, deltas: Sequence[Deltas]) -> None:
         """Keep an update's deltas until somebody looks, but never more bytes than the parameters have."""

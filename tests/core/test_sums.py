@@ -1,0 +1,47 @@
+"""A sum that is lent: whoever has it finds it unchanged, and nothing is copied when nobody has it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gossipdbn.core.sums import Sum
+from gossipdbn.kernels import codec
+
+
+def ones() -> codec.Deltas:
+    return codec.read(codec.EXACT, np.ones(4, "<i4").tobytes(), 1, 4)
+
+
+def test_what_is_lent_does_not_change() -> None:
+    s = Sum(np.zeros(4, np.int32))
+    lent = s.lend()
+    s.add([ones()])
+    assert s.total.tolist() == [1] * 4 and lent.tolist() == [0] * 4
+    s.give_back(lent)
+    own = s.total
+    s.add([ones()])
+    assert s.total is own and own.tolist() == [2] * 4
+
+
+def test_what_two_have_does_not_change_when_one_gives_it_back() -> None:
+    s = Sum(np.zeros(4, np.int32))
+    first, second = s.lend(), s.lend()
+    assert first is second
+    s.give_back(first)
+    s.add([ones()])
+    assert s.total.tolist() == [1] * 4 and second.tolist() == [0] * 4
+    s.give_back(second)
+    third = s.lend()
+    s.give_back(second)  # an older one, again
+    s.add([ones()])
+    assert s.total.tolist() == [2] * 4 and third.tolist() == [1] * 4
+
+
+def test_nothing_is_copied_when_all_is_given_back() -> None:
+    start = np.zeros(4, np.int32)
+    s = Sum(start)
+    for _ in range(3):
+        s.give_back(s.lend())
+        s.add([ones()])
+        assert s.total is start
+    assert start.tolist() == [3] * 4
