@@ -69,6 +69,18 @@ def test_a_process_that_ignores_the_request_is_made_to_end(tmp_path: Path) -> No
     assert process.exit_code() == -signal.SIGKILL
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="scheduling classes are Linux's")
+def test_a_child_waits_for_its_turn_and_its_starter_does_not(tmp_path: Path) -> None:
+    before = os.sched_getscheduler(0)
+    space = Workspace(tmp_path, "thing")
+    process = JavaProcess(["sleep", "60"], space.open_log("thing"), tmp_path, die_with_parent=True)
+    try:
+        assert os.sched_getscheduler(process.pid) == os.SCHED_BATCH
+        assert os.sched_getscheduler(0) == before
+    finally:
+        process.stop(5.0)
+
+
 def test_a_program_that_is_not_there_is_reported(tmp_path: Path) -> None:
     log = Workspace(tmp_path, "thing").open_log("thing")
     with pytest.raises(EmbeddedError, match="cannot start /no/such"):
