@@ -122,29 +122,36 @@ def exchange(tools: Tools) -> dict[str, Any]:
 
 
 def _shares(tools: Tools) -> dict[str, Any]:
+    """Each run with exchange beside the mean of those without before and after it: the host is not always as fast."""
     manifest = tools.run(hidden=(500,), phases=[CD], slots=SLOTS, **SHAPE).manifest
     path = tools.folder / "alone.json"
     path.write_bytes(manifest_json(manifest))
-    found: dict[str, list[float]] = {"without": [], "tau_10": [], "adaptive": []}
+    command = [sys.executable, __file__, "--alone", str(path), str(tools.seconds)]
+    without: list[float] = []
+    rates: dict[str, list[float]] = {"tau_10": [], "adaptive": []}
+    shares: dict[str, list[float]] = {"tau_10": [], "adaptive": []}
     facts: dict[str, Any] = {}
-    for _ in range(tools.repeats):
-        command = [sys.executable, __file__, "--alone", str(path), str(tools.seconds)]
+
+    def measure_alone() -> None:
         pair = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-        found["without"].append(sum(float(p.communicate()[0]) for p in pair))
+        without.append(sum(float(p.communicate()[0]) for p in pair))
+
+    measure_alone()
+    for _ in range(tools.repeats):
         for name, share in (("tau_10", 0.0), ("adaptive", 0.05)):
             rate, facts[name] = with_exchange(tools, share, tools.seconds)
-            found[name].append(rate)
-    rates = {name: statistics.median(r) for name, r in found.items()}
+            measure_alone()
+            rates[name].append(rate)
+            shares[name].append(rate / statistics.mean(without[-2:]))
     return {
         "slots": SLOTS,
-        "rows_per_s": {k: round(v) for k, v in rates.items()},
-        "tau_10_share": round(rates["tau_10"] / rates["without"], 3),
-        "adaptive_share": round(rates["adaptive"] / rates["without"], 3),
+        "rows_per_s": {k: round(statistics.median(v)) for k, v in {"without": without, **rates}.items()},
+        **{f"{name}_share": round(statistics.median(v), 3) for name, v in shares.items()},
+        "shares": {name: [round(x, 3) for x in v] for name, v in shares.items()},
         **facts,
     }
 
 
-# ---- feed -----------------------------------------------------------------------------------------------------------
 def feed(tools: Tools) -> dict[str, Any]:
     """Image rows of 784 bytes from files through Spark into the broker; nobody trains."""
     folder = tools.folder / "images"
