@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,7 @@ from gossipdbn.worker.process import run_settings
 __all__ = ["TrainOptions", "kafka_of", "train", "whose_broker"]
 
 STOP_S = 25.0
+LAST_WORDS_S = 10.0
 FEED_RESTART_S = 2.0
 
 
@@ -193,12 +194,24 @@ def _run(s: Session, stop: threading.Event) -> TrainResult:
             if s.placed is not None:
                 s.placed.wait(STOP_S)
         follower.catch_up(time.monotonic())
+        if not stopped:
+            _await_last_words(follower, s.children)
         return finish(
             config=s.config, follower=follower, folder=s.folder, stopped=stopped, wall=s.wall, started_s=s.started_s,
             bootstrap=s.bootstrap, say=s.display.say,
         )  # fmt: skip
     finally:
         follower.close()
+
+
+def _await_last_words(follower: Follower, ours: Container[str]) -> None:
+    """Workers elsewhere say what they hold when they leave, soon after the last update. ``ours`` have left already."""
+    owners = {c.worker.partition("#")[0] for c in follower.replica.chains[:-1]}
+    missing = {name for name in owners if name and name not in ours}
+    until_s = time.monotonic() + LAST_WORDS_S
+    while missing and time.monotonic() < until_s:
+        follower.poll(0.2, time.monotonic())
+        missing -= {w.worker for w in follower.control.workers.values()}
 
 
 def _place(s: Session, options: PlacementOptions, workers: int) -> PlacedWorkers:
