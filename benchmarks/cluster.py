@@ -112,9 +112,9 @@ def _cpu_seconds() -> dict[str, float]:
 def exchange(tools: Tools) -> dict[str, Any]:
     """Two workers of a slot each and the broker on the same cores: fixed tau, adaptive tau, and no log at all.
 
-    The broker is one for a long life (`gossipdbn up`), measured when Java has compiled it.
+    The broker is one for a long life (`gossipdbn up`), measured when Java has compiled it; quick runs take another.
     """
-    with Broker(tools.folder / "lasting", die_with_parent=True, lasting=True) as broker:
+    with Broker(tools.folder / "lasting", die_with_parent=True, lasting=tools.repeats > 1) as broker:
         lasting = Tools(tools.folder / "exchange", broker.bootstrap, tools.repeats, tools.seconds, tools.minutes)
         lasting.folder.mkdir()
         with_exchange(lasting, 0.0, WARM_UP_S if tools.repeats > 1 else tools.seconds)
