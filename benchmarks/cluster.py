@@ -152,6 +152,7 @@ def _shares(tools: Tools) -> dict[str, Any]:
     }
 
 
+# ---- feed -----------------------------------------------------------------------------------------------------------
 def feed(tools: Tools) -> dict[str, Any]:
     """Image rows of 784 bytes from files through Spark into the broker; nobody trains."""
     folder = tools.folder / "images"

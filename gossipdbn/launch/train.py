@@ -207,11 +207,10 @@ def _run(s: Session, stop: threading.Event) -> TrainResult:
 def _await_last_words(follower: Follower, ours: Container[str]) -> None:
     """Workers elsewhere say what they hold when they leave, soon after the last update. ``ours`` have left already."""
     owners = {c.worker.partition("#")[0] for c in follower.replica.chains[:-1]}
-    missing = {name for name in owners if name and name not in ours}
+    elsewhere = {name for name in owners if name and name not in ours}
     until_s = time.monotonic() + LAST_WORDS_S
-    while missing and time.monotonic() < until_s:
+    while elsewhere - follower.control.workers.keys() and time.monotonic() < until_s:
         follower.poll(0.2, time.monotonic())
-        missing -= {w.worker for w in follower.control.workers.values()}
 
 
 def _place(s: Session, options: PlacementOptions, workers: int) -> PlacedWorkers:
