@@ -49,7 +49,8 @@ def test_a_run_with_a_killed_worker_and_a_revocation_replays_and_travels(
     gossip_run: Callable[..., RunHarness], tmp_path: Path
 ) -> None:
     run = make(gossip_run)
-    run.feed_rows(*rows(4000))
+    values, labels = rows(4000)
+    run.feed_rows(values[:3000], labels[:3000], end=False)  # nobody can finish before the trouble
     run.start_workers(2)
     run.wait_for(
         lambda f: {"w1", "w2"} <= {t.worker for t in f.seen.turns} and f.replica.chains[0].count > 4, WAIT_S
@@ -58,6 +59,7 @@ def test_a_run_with_a_killed_worker_and_a_revocation_replays_and_travels(
     assert "subtracted" in command(
         run, "revoke", run.run, "--slot", "0", "--from", "2", "--to", "3", "--reason", "test"
     )
+    run.feed_rows(values[3000:], labels[3000:])
     run.start_worker("w3")
     run.wait_until_finished(WAIT_S)
     run.assert_exact_ledger()
