@@ -10,7 +10,7 @@ from cluster_tools import Tools
 from recovery import mnist
 
 from gossipdbn.launch.result import model_of
-from gossipdbn.models.learners import predict_proba
+from gossipdbn.models.reading import predict_proba
 from gossipdbn.models.spec import PhaseSpec
 
 SHARE = 0.05

@@ -35,7 +35,7 @@ def codec(
         c.read(c.TERNARY, c.quantise(c.TERNARY, np.roll(d, 97 * i, 1), 4), ROWS, COLS, 4) for i in range(9)
     )
     space = IntegerSpace.new(ROWS, COLS)
-    biases, offsets = (np.zeros(ROWS, np.int32), np.zeros(COLS, np.int32)), np.zeros(ROWS, np.float32)
+    biases = np.zeros(ROWS, np.int32), np.zeros(COLS, np.int32)
 
     def encode() -> None:
         np.copyto(residual, d)
@@ -54,7 +54,7 @@ def codec(
             "merge": lambda: c.merge(acc, [update]),
             "merge_8": lambda: c.merge(acc, eight),
             "digest": lambda: c.digest(acc),
-            "operands": lambda: space.load(acc, *biases, offsets, None),
+            "operands": lambda: space.load(acc, *biases, None),
             "steps": steps,
         }
     )

@@ -270,7 +270,7 @@ def backprop(rounds: int) -> dict[str, float]:
 
 
 def transform(rounds: int) -> dict[str, float]:
-    from gossipdbn.models import learners
+    from gossipdbn.models import learners, reading
     from gossipdbn.models.spec import ModelSpec
 
     b, v, h = 1000, 784, 500
@@ -279,7 +279,7 @@ def transform(rounds: int) -> dict[str, float]:
     p = learners.initial_parameters(spec, 1, x.mean(0).astype(f4))
     rows, w, c = x.astype(f4), np.random.default_rng(0).random((v, h), f4), np.zeros(h, f4)
     candidates: dict[str, Candidate] = {
-        "ours": lambda: learners.transform(spec, p, x),
+        "ours": lambda: reading.transform(spec, p, x),
         "numpy": lambda: 1 / (1 + np.exp(-(rows @ w + c))),
     }
     if importlib.util.find_spec("sklearn") is not None:

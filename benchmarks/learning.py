@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from gossipdbn.models import likelihood as lk
 from gossipdbn.models.dbn import train, visible_mean
-from gossipdbn.models.learners import predict_proba
+from gossipdbn.models.reading import predict_proba
 from gossipdbn.models.scores import anomaly_scores
 from gossipdbn.models.spec import ModelSpec, PhaseSpec
 

@@ -26,7 +26,7 @@ from gossipdbn.kernels.tiers import TIER
 from gossipdbn.kernels.version import NUMERICS
 from gossipdbn.models import likelihood as lk
 from gossipdbn.models.dbn import train
-from gossipdbn.models.learners import predict_proba
+from gossipdbn.models.reading import predict_proba
 from gossipdbn.models.spec import ModelSpec, PhaseSpec
 
 F64 = NDArray[np.float64]

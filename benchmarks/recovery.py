@@ -36,7 +36,7 @@ from gossipdbn.core.values import Update
 from gossipdbn.embedded.broker import Broker
 from gossipdbn.kernels.tiers import TIER
 from gossipdbn.launch.result import model_of
-from gossipdbn.models.learners import predict_proba
+from gossipdbn.models.reading import predict_proba
 from gossipdbn.models.spec import PhaseSpec
 from gossipdbn.replay.audit import audit
 from gossipdbn.replay.history import History, judge_all, open_run

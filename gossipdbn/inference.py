@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from gossipdbn import readers
 from gossipdbn.errors import ConfigError, DataError, StoreError
-from gossipdbn.models import learners
+from gossipdbn.models import reading
 from gossipdbn.models.files import Model, load_model
 from gossipdbn.models.scores import anomaly_scores
 from gossipdbn.schema import Schema, column_types, encode, schema_from_dict
@@ -158,7 +158,7 @@ def evaluate(model: Model | str | os.PathLike[str], data: Data, *, labels: str =
     model = open_model(model)
     tally = _Tally(len(_classes(model)))
     for rows in encoded(model, data, labels=labels):
-        p = learners.predict_proba(model.spec, model.parameters, rows.values)
+        p = reading.predict_proba(model.spec, model.parameters, rows.values)
         tally.add(rows.labels, np.argmax(p, axis=1))
     result = tally.evaluation()
     if result is None:
@@ -189,7 +189,7 @@ def predict(
     text = np.array(names, object)
     with _writer(output) as write:
         for rows in encoded(model, data, labels=labels):
-            p = np.asarray(learners.predict_proba(model.spec, model.parameters, rows.values))
+            p = np.asarray(reading.predict_proba(model.spec, model.parameters, rows.values))
             best = np.argmax(p, axis=1)
             tally.add(rows.labels, best)
             count += len(best)
@@ -241,7 +241,7 @@ def transform(
     count = 0
     with _writer(output) as write:
         for rows in encoded(model, data, labels=labels):
-            h = learners.transform(model.spec, model.parameters, rows.values, layers)
+            h = reading.transform(model.spec, model.parameters, rows.values, layers)
             write(rows, {f"h{i}": h[:, i] for i in range(h.shape[1])})
             count += len(h)
     _some(count, data)

@@ -19,7 +19,7 @@ from gossipdbn import estimators
 from gossipdbn.estimators import RBM, DBNClassifier, DBNRegressor
 from gossipdbn.models.dbn import train, visible_mean
 from gossipdbn.models.files import load_model, save_model
-from gossipdbn.models.learners import predict_proba
+from gossipdbn.models.reading import predict_proba
 from gossipdbn.models.spec import ModelSpec, PhaseSpec
 
 

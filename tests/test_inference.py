@@ -15,7 +15,7 @@ from pyarrow import parquet
 from gossipdbn import inference
 from gossipdbn.errors import ConfigError, DataError, SnapshotMissing, StoreError
 from gossipdbn.inference import evaluate, predict, score, transform
-from gossipdbn.models import learners
+from gossipdbn.models import reading
 from gossipdbn.models.dbn import train
 from gossipdbn.models.files import Model, save_model
 from gossipdbn.models.spec import ModelSpec, PhaseSpec, parameter_count
@@ -123,7 +123,7 @@ def test_features_are_those_of_the_layers(trained: Path, tmp_path: Path) -> None
     table = parquet.read_table(tmp_path / "t.parquet")
     model = inference.open_model(trained / "model.safetensors")
     rows = next(inference.encoded(model, tmp_path / "new.csv"))
-    want = learners.transform(model.spec, model.parameters, rows.values, 1)
+    want = reading.transform(model.spec, model.parameters, rows.values, 1)
     got = np.column_stack([table.column(f"h{i}").to_numpy() for i in range(6)])
     np.testing.assert_array_equal(got, want)
     with pytest.raises(ConfigError, match="the model has 1 to 1"):

@@ -108,7 +108,7 @@ def _compile_kernels() -> None:
     import numpy as np
 
     from gossipdbn.cli.doctor import trust_this_machine
-    from gossipdbn.models import learners
+    from gossipdbn.models import learners, reading
     from gossipdbn.models.spec import ModelSpec, PhaseSpec
 
     notice("compiling and testing the kernels for this machine")
@@ -116,4 +116,4 @@ def _compile_kernels() -> None:
     phases = (PhaseSpec("cd"), PhaseSpec("cd", layer=1), PhaseSpec("backprop", optimizer="adam"))
     spec, rows = ModelSpec(8, (4, 4), "grey", 2), np.zeros((2, 8), np.uint8)
     learners.warm(spec, phases)
-    learners.reconstruct(spec, learners.initial_parameters(spec, 0, np.full(8, 0.5, np.float32)), rows)  # for the page
+    reading.reconstruct(spec, learners.initial_parameters(spec, 0, np.full(8, 0.5, np.float32)), rows)  # for the page

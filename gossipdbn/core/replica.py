@@ -90,9 +90,9 @@ class Replica:
         """The parameters at ``version``, int32 [P]. Updates wait until somebody looks; then one pass adds them all."""
         return self._sum.total
 
-    def lend(self) -> NDArray[np.int32]:
-        """``acc`` for a round to start from; the array stays as it is until ``give_back``."""
-        return self._sum.lend()
+    def lend(self, beyond: Sequence[codec.Deltas] = ()) -> NDArray[np.int32]:
+        """``acc`` and what is ``beyond`` it, for a round to start from; it stays as it is until ``give_back``."""
+        return self._sum.lend(beyond)
 
     def give_back(self, lent: NDArray[np.int32]) -> None:
         """The round is over."""

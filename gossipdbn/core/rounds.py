@@ -11,7 +11,7 @@ an update. Live training, recovery and replay all call these three, and nothing 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -97,8 +97,8 @@ class SlotState:
 class RoundJob:
     """One round to train.
 
-    ``start`` int32 [P] is the replica itself, lent until the round is finished, and ``pending`` what the slot has sent
-    beyond it; ``parameters`` int32 [P] is their sum, and is changed by training.
+    ``start`` int32 [P] is the replica itself, lent until the round is finished, with what the slot has sent beyond it.
+    ``trained`` says where the parameters lie once they are; in ``parameters`` if nobody has.
     """
 
     slot: int
@@ -109,9 +109,18 @@ class RoundJob:
     start_digest: int
     start_largest: int
     start: NDArray[np.int32]
-    pending: tuple[codec.Deltas, ...]
-    parameters: NDArray[np.int32]
     optimiser: dict[str, np.ndarray]
+    spare: Spare
+    vector: NDArray[np.int32] | None = None
+    trained: learners.Trained | None = None
+
+    @property
+    def parameters(self) -> NDArray[np.int32]:
+        """A copy of ``start`` (int32 [P]) to be trained in place; it is made when somebody asks for it."""
+        if self.vector is None:
+            self.vector = self.spare.take(self.start.size)
+            self.vector[:] = self.start
+        return self.vector
 
 
 @lru_cache(maxsize=8)
@@ -160,7 +169,7 @@ def fresh_state(manifest: Manifest, slot: int, chain: Chain) -> SlotState:
 
 
 class Spare:
-    """The vector of the last round, for the next one: a worker trains one round at a time."""
+    """The vector of the last round that needed one, for the next: a worker trains one round at a time."""
 
     def __init__(self) -> None:
         self._kept: NDArray[np.int32] | None = None
@@ -172,7 +181,7 @@ class Spare:
 
     def give(self, job: RoundJob) -> None:
         """The job is done with."""
-        self._kept = job.parameters
+        self._kept = job.vector if job.vector is not None else self._kept
 
     def clear(self) -> None:
         """No round comes for a while: let its vector go, and the workspaces of all layers."""
@@ -181,20 +190,13 @@ class Spare:
 
 
 def begin(
-    state: SlotState,
-    acc: NDArray[np.int32],
-    version: Version,
-    rows: RowRange,
-    pending: Sequence[codec.Deltas] = (),
-    spare: Spare | None = None,
+    state: SlotState, start: NDArray[np.int32], version: Version, rows: RowRange, spare: Spare | None = None
 ) -> RoundJob:
-    """Fix a round's inputs: the replica (``acc`` int32 [P], which must not change before ``finish``) and the slot's own
-    pending updates, which together are at ``version``.
+    """Fix a round's inputs: the replica with the slot's own pending updates, ``start`` int32 [P] at ``version``, which
+    must not change before ``finish``.
     """
-    parameters = (spare or Spare()).take(acc.size)
-    digest, largest = codec.merged(acc, pending, parameters)
     at = (state.slot, state.phase, rows, state.step, version)
-    return RoundJob(*at, digest, largest, acc, tuple(pending), parameters, state.optimiser)
+    return RoundJob(*at, *codec.measured(start), start, state.optimiser, spare or Spare())
 
 
 def _phase_slices(manifest: Manifest, phase: int) -> list[slice]:
@@ -206,7 +208,7 @@ def _phase_slices(manifest: Manifest, phase: int) -> list[slice]:
 def run(
     manifest: Manifest, job: RoundJob, values: AnyRows, labels: NDArray[np.int32] | None, total_rows: int
 ) -> learners.RoundStats:
-    """Train the round on its rows; changes ``job.parameters`` and ``job.optimiser`` in place. Pure otherwise."""
+    """Train the round on its rows: sets ``job.trained``, changes ``job.optimiser`` in place. Pure otherwise."""
     context = learners.RoundContext(
         run_key=manifest.run_key,
         slot=job.slot,
@@ -215,9 +217,11 @@ def run(
         visible_mean=_mean(manifest.visible_mean),
         learning_rates=plan.learning_rates(manifest, job.phase, job.rows, total_rows),
     )
-    return learners.train_round(
-        manifest.spec, manifest.phases[job.phase], job.parameters, job.optimiser, values, labels, context
+    spec, phase = manifest.spec, manifest.phases[job.phase]
+    stats, job.trained = learners.train(
+        spec, phase, job.start, lambda: job.parameters, job.optimiser, values, labels, context
     )
+    return stats
 
 
 Trainer = Callable[[Manifest, RoundJob, AnyRows, "NDArray[np.int32] | None", int], learners.RoundStats]
@@ -261,13 +265,14 @@ def finish(manifest: Manifest, state: SlotState, job: RoundJob, metrics: Metrics
     """The update of a trained round. Moves the residual; ``sent`` moves the rest of the state. Uses the job up."""
     spec, phase = manifest.spec, manifest.phases[job.phase]
     parts: list[TensorDelta] = []
-    codec.merge(job.parameters, [d.negated() for d in job.pending])  # what is left is the round's progress
     for i, at in zip(phase_tensors(spec, phase), _phase_slices(manifest, job.phase), strict=True):
         residual = state.residual[at].reshape(layout(spec)[i].blocks)
         divisor = share_divisor(spec, phase, i, manifest.slots)
-        now, start = job.parameters[at], job.start[at]
-        data = codec.fold_and_quantise(manifest.codec, residual, now, start, divisor, manifest.e_max)
+        now = job.parameters[at] if job.trained is None else job.trained.tensors[i]
+        data = codec.fold_and_quantise(manifest.codec, residual, now, job.start[at], divisor, manifest.e_max)
         parts.append(TensorDelta(i, manifest.codec, data))
+    if job.trained is not None:
+        job.trained.give_back()
     return _update(manifest, state, job.start_version, job.start_digest, job.rows, OPEN, tuple(parts), metrics, "")
 
 

@@ -347,9 +347,10 @@ class Slot:
         return there >= min(self._manifest.gate, self._manifest.slots)
 
     def _train(self, state: rounds.SlotState, version: Version, rows: RowRange) -> list[Effect]:
-        job = rounds.begin(state, self._replica.lend(), version, rows, self._sent(), self._spare)
+        job = rounds.begin(state, self._replica.lend(self._sent()), version, rows, self._spare)
         self._check_memory(job.start_digest, self.pending)
         if rounds.diverged(job):
+            self._replica.give_back(job.start)
             return self._publish_closing(
                 state,
                 version,

@@ -11,7 +11,7 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from gossipdbn.estimators.base import Network, cd_rate
 from gossipdbn.estimators.encoding import Array, Units
-from gossipdbn.models import learners
+from gossipdbn.models import reading
 from gossipdbn.models.rows import AnyRows
 from gossipdbn.models.spec import HiddenUnits, Loss, PhaseSpec
 
@@ -70,7 +70,7 @@ class _Stack(Network):
     def features(self, X: Any) -> Array:
         """Features of the top layer: float32 [n, hidden]."""
         values = self._rows(X)
-        return np.asarray(learners.transform(self.spec_, self.parameters_, values))
+        return np.asarray(reading.transform(self.spec_, self.parameters_, values))
 
 
 class DBNClassifier(ClassifierMixin, _Stack):
@@ -170,13 +170,13 @@ class DBNClassifier(ClassifierMixin, _Stack):
     def predict_proba(self, X: Any) -> Array:
         """Probability of each class: float64 [n, classes], rows sum to 1."""
         values = self._rows(X)
-        p = np.asarray(learners.predict_proba(self.spec_, self.parameters_, values), np.float64)
+        p = np.asarray(reading.predict_proba(self.spec_, self.parameters_, values), np.float64)
         return p / p.sum(axis=1, keepdims=True)
 
     def predict(self, X: Any) -> Array:
         """Most probable class of each row."""
         values = self._rows(X)
-        return self.classes_[np.argmax(learners.predict_proba(self.spec_, self.parameters_, values), axis=1)]
+        return self.classes_[np.argmax(reading.predict_proba(self.spec_, self.parameters_, values), axis=1)]
 
 
 class DBNRegressor(RegressorMixin, MultiOutputMixin, _Stack):
@@ -257,6 +257,6 @@ class DBNRegressor(RegressorMixin, MultiOutputMixin, _Stack):
     def predict(self, X: Any) -> Array:
         """Targets of each row in their own measure: float64 [n], or [n, targets] when y had columns."""
         values = self._rows(X)
-        said = learners.predict_outputs(self.spec_, self.parameters_, values)
+        said = reading.predict_outputs(self.spec_, self.parameters_, values)
         out = said * self.target_scale_ + self.target_mean_
         return out[:, 0] if self.single_target_ else out

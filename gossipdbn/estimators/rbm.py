@@ -9,7 +9,7 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
 from gossipdbn.estimators.base import Network, cd_rate
 from gossipdbn.estimators.encoding import Array, Units
-from gossipdbn.models import learners
+from gossipdbn.models import reading
 from gossipdbn.models.files import tensor_of
 from gossipdbn.models.scores import anomaly_scores
 from gossipdbn.models.spec import PhaseSpec
@@ -98,12 +98,12 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Network):
     def transform(self, X: Any) -> Array:
         """Probabilities of the hidden units: float32 [n, n_components]."""
         values = self._rows(X)
-        return np.asarray(learners.transform(self.spec_, self.parameters_, values))
+        return np.asarray(reading.transform(self.spec_, self.parameters_, values))
 
     def reconstruct(self, X: Any) -> Array:
         """X after one mean-field step up and down, in its own measure: float [n, V]."""
         values = self._rows(X)
-        return self.encoding_.numbers(learners.reconstruct(self.spec_, self.parameters_, values))
+        return self.encoding_.numbers(reading.reconstruct(self.spec_, self.parameters_, values))
 
     def score_samples(self, X: Any) -> Array:
         """Minus the free energy of each row [n]: log-likelihood up to a constant; the lower, the stranger."""

@@ -39,10 +39,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from gossipdbn.kernels.codec_kernels import add_int8, add_runs, assemble, encode_int8, read_int8
+from gossipdbn.kernels.codec_kernels import add_int8, add_runs, assemble, encode_int8, read_int8, survey
 from gossipdbn.kernels.digests import digest_words, largest
 from gossipdbn.kernels.ternary_read import HEADER, MALFORMED, OUTSIDE, SCALE, decode_ternary
-from gossipdbn.kernels.ternary_write import encode_ternary, fold_residual
+from gossipdbn.kernels.ternary_write import encode_ternary, fold_residual, fold_tiles
 
 EXACT, TERNARY, INT8 = 0, 1, 2
 RESIDUAL_MAX = 1 << 30
@@ -125,11 +125,23 @@ def quantise(codec: int, residual: Ints, e_max: int) -> bytes:
 
 
 def fold_and_quantise(codec: int, residual: Ints, now: Ints, start: Ints, divisor: int, e_max: int) -> bytes:
-    """`fold`, then `quantise`, of int32 [rows, cols] (``now`` and ``start`` flat), in one pass where possible."""
-    _check_fold(residual, now, start, divisor)
+    """`fold`, then `quantise`, of int32 [rows, cols], in one pass where possible.
+
+    ``start`` is flat, and so is ``now``, or it has the tiles int32 [G, tall, 16] of `cd_layout`.
+    """
+    tall = now.shape[1] if now.ndim == 3 else 0
+    if not tall:
+        _check_fold(residual, now, start, divisor)
+    else:
+        _check_fold(residual, start, start, divisor)
+        if now.shape[0] * 16 < residual.shape[1] or tall < residual.shape[0] or not now.flags.c_contiguous:
+            raise ValueError(f"tiles of {now.shape[0] * 16} columns, {tall} rows for a residual of {residual.shape}")
     if codec == TERNARY:
-        return _quantise(codec, residual, e_max, (now, start, 1.0 / divisor))
-    fold_residual(residual.reshape(-1), now, start, 1.0 / divisor)
+        return _quantise(codec, residual, e_max, (now.reshape(-1), tall, start, 1.0 / divisor))
+    if tall:
+        fold_tiles(residual.reshape(-1), now.reshape(-1), tall, start, 1.0 / divisor, *residual.shape)
+    else:
+        fold_residual(residual.reshape(-1), now, start, 1.0 / divisor)
     return _quantise(codec, residual, e_max, None)
 
 
@@ -192,6 +204,12 @@ def merged(acc: Ints, batch: Sequence[Deltas], out: Ints) -> tuple[int, int]:
     return int(total) & _MASK, int(high)
 
 
+def measured(acc: Ints) -> tuple[int, int]:
+    """`digest` and `max_abs` of accumulators (int32 [P], contiguous), in one pass."""
+    total, high = survey(acc)
+    return int(total) & _MASK, int(high)
+
+
 def _merge_dense(acc: Ints, batch: Sequence[Deltas]) -> None:
     """Add what is not runs, after checking that all of the batch fits."""
     if not acc.flags.c_contiguous or acc.ndim != 1:
@@ -236,12 +254,14 @@ def warm() -> None:
         data = fold_and_quantise(codec, np.zeros((2, 16), np.int32), now, acc, 1, 4)
         deltas = read(codec, data, 2, 16)
         merge(now, [deltas, deltas])
+        fold_and_quantise(codec, np.zeros((2, 16), np.int32), now.reshape(1, 2, 16), acc, 1, 4)
         merged(now, [deltas], np.empty_like(now))
+        measured(now)
     digest(now)
     max_abs(now)
 
 
-def _quantise(codec: int, residual: Ints, e_max: int, progress: tuple[Ints, Ints, float] | None) -> bytes:
+def _quantise(codec: int, residual: Ints, e_max: int, progress: tuple[Ints, int, Ints, float] | None) -> bytes:
     _check_e_max(e_max)
     rows, cols = residual.shape
     _check_shape(rows, cols)
@@ -258,10 +278,10 @@ def _quantise(codec: int, residual: Ints, e_max: int, progress: tuple[Ints, Ints
         return out.tobytes()
     if codec != TERNARY:
         raise ValueError(f"unknown codec {codec}; known are 0 (exact), 1 (ternary), 2 (int8)")
-    now, start, factor = progress or (flat, flat, 1.0)
+    now, tall, start, factor = progress or (flat, 0, flat, 1.0)
     values = flat if flat.size >= 16 else np.concatenate([flat, np.zeros(16, np.int32)])  # whole vectors can be read
     out = np.empty(_ternary_bound(rows, cols), np.uint8)
-    n = encode_ternary(values, now, start, factor, progress is not None, rows, cols, e_max + 24, out)
+    n = encode_ternary(values, now, tall, start, factor, progress is not None, rows, cols, e_max + 24, out)
     if values is not flat:
         flat[:] = values[: flat.size]
     return out[:n].tobytes()

@@ -18,6 +18,7 @@ from gossipdbn.kernels.vectors import iabs, iadd, iand, ihighest, imax, imin, is
 SCALE, OUTSIDE, HEADER = 1, 2, 3
 _PIECE = 1 << 16  # accumulators, 256 kB: half of the smallest second-level cache in use
 _PART = 1 << 14  # where they are also copied, and read twice more
+_NEAR = 1 << 12  # where they are read twice: 16 kB, half of a first-level cache
 
 
 @kernel
@@ -147,4 +148,15 @@ def assemble(acc, runs, out):
         _add_below(to, runs, stop)
         total += digest_values(out, first, stop - first, first)
         high = max(high, largest_value(out, first, stop))
+    return total, high
+
+
+@kernel
+def survey(acc):
+    """(digest, largest magnitude) of accumulators, in one pass."""
+    total, high = np.int64(0), np.int64(0)
+    for first in range(0, acc.size, _NEAR):
+        count = min(_NEAR, acc.size - first)
+        total += digest_values(acc, first, count, first)
+        high = max(high, largest_value(acc, first, first + count))
     return total, high

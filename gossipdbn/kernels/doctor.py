@@ -66,7 +66,8 @@ def _trained(space: IntegerSpace | RealSpace, rows: np.ndarray) -> bytes:
     f4 = np.float32
     w = ((np.arange(v * h, dtype=np.int64) * 7919) % 65537 - 32768).astype(np.int32) * 64
     a, b = np.zeros(v, np.int32), np.zeros(h, np.int32)
-    space.load(w, a, b, np.full(v, 0.25, f4), np.zeros(v, np.int32))
+    space.load(w, a, b, np.zeros(v, np.int32))
+    space.center(np.full(v, 0.25, f4))
     if isinstance(space, IntegerSpace):
         g, vp, hp = space.weights.arrays[0].shape[0], space.weights.arrays[0].shape[1], -(-h // 64) * 64
         arrays = [np.zeros((g, vp // 2, 16, 2), np.uint16), np.zeros(hp, f4), np.zeros(vp, f4), np.zeros(hp, f4)]
@@ -133,7 +134,8 @@ def _cd1_rate(clock: Callable[[], float], seconds: float) -> float:
     f4 = np.float32
     space = IntegerSpace.new(v, h)
     w = ((np.arange(v * h, dtype=np.int64) * 7919) % 65537 - 32768).astype(np.int32) * 8
-    space.load(w, np.zeros(v, np.int32), np.zeros(h, np.int32), np.full(v, 0.2, f4), None)
+    space.load(w, np.zeros(v, np.int32), np.zeros(h, np.int32), None)
+    space.center(np.full(v, 0.2, f4))
     g, vp = space.weights.arrays[0].shape[:2]
     arrays = [np.zeros((g, vp // 2, 16, 2), np.uint16), np.zeros(512, f4), np.zeros(vp, f4), np.zeros(512, f4)]
     view = dense_view((np.arange(rows * count * v).reshape(-1, v) % 5 == 0).astype(np.uint8))

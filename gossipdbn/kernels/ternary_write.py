@@ -24,7 +24,20 @@ from gossipdbn.kernels.masks import (
     or_bits,
     trailing_zeros,
 )
-from gossipdbn.kernels.memory import PAGE, addr, loadi, peek, poke, poke8, poke16, poke64, prefetch, storei
+from gossipdbn.kernels.memory import (
+    PAGE,
+    addr,
+    loadi,
+    loadi_first,
+    peek,
+    poke,
+    poke8,
+    poke16,
+    poke64,
+    prefetch,
+    storei,
+    storei_first,
+)
 from gossipdbn.kernels.tiers import WIDE, inline, kernel
 from gossipdbn.kernels.vectors import (
     add_saturating,
@@ -47,6 +60,8 @@ from gossipdbn.kernels.vectors import (
 
 GROUP = 128
 """Codes that share one Rice parameter."""
+STRIPE = 16
+"""Rows of a layer's tiles that are folded together: their lines are read along, not across."""
 _LIMIT = 1 << 30
 _POWERS = 12
 _HIGHEST_OUT = (1 << 63) - 1
@@ -63,24 +78,29 @@ def power_of(factor):
 
 
 @inline
+def _folded(rest, progress, factor, power):
+    """``rest`` and sixteen values of ``rint(progress * factor)``, held within +-2**30."""
+    if power > 0:
+        below, half = vi((np.int64(1) << power) - 1), vi((np.int64(1) << power) >> 1)
+        quotient = sar(progress, power)
+        up = mask_less(half, iadd(iand(progress, below), iand(quotient, vi(1))))  # beyond half, or half and odd
+        progress = add_masked(quotient, up, vi(1))
+    elif power < 0:
+        progress = times_rounded(progress, factor)
+    return imax(imin(add_saturating(rest, progress), vi(_LIMIT)), vi(-_LIMIT))
+
+
+@inline
 def fold_words(residual, now, start, factor, power, first, last):
     """Add ``rint((now - start) * factor)`` to residual[first:last], saturating at +-2**30."""
     r, a, b = addr(residual), addr(now), addr(start)
-    top, bottom = vi(_LIMIT), vi(-_LIMIT)
-    below, half = vi((np.int64(1) << max(power, 0)) - 1), vi((np.int64(1) << max(power, 0)) >> 1)
     i = first
     while i + 16 <= last:
         prefetch(a + i * 4 + PAGE)
         prefetch(b + i * 4 + PAGE)
         prefetch(r + i * 4 + PAGE)
         progress = isub(loadi(a + i * 4), loadi(b + i * 4))
-        if power > 0:
-            quotient = sar(progress, power)
-            up = mask_less(half, iadd(iand(progress, below), iand(quotient, vi(1))))  # beyond half, or half and odd
-            progress = add_masked(quotient, up, vi(1))
-        elif power < 0:
-            progress = times_rounded(progress, factor)
-        storei(r + i * 4, imax(imin(add_saturating(loadi(r + i * 4), progress), top), bottom))
+        storei(r + i * 4, _folded(loadi(r + i * 4), progress, factor, power))
         i += 16
     while i < last:
         d = np.int32(np.int64(now[i]) - np.int64(start[i]))
@@ -93,6 +113,33 @@ def fold_words(residual, now, start, factor, power, first, last):
 def fold_residual(residual, now, start, factor):
     """Add ``rint((now - start) * factor)`` to the residual, saturating at +-2**30."""
     fold_words(residual, now, start, factor, power_of(factor), np.int64(0), np.int64(residual.size))
+
+
+@inline
+def fold_stripe(residual, tiles, tall, start, factor, power, first, last, cols):
+    """As `fold_words`, of rows first..last-1, where what was trained lies in tiles of ``tall`` rows x 16 columns."""
+    r, a, b = addr(residual), addr(tiles), addr(start)
+    for g in range((cols + 15) >> 4):
+        width = min(cols - g * 16, 16)
+        for row in range(first, last):
+            at, tile = (row * cols + g * 16) * 4, a + (g * tall + row) * 64
+            prefetch(tile + STRIPE * 64)
+            prefetch(b + at + STRIPE * cols * 4)
+            prefetch(r + at + STRIPE * cols * 4)
+            if width == 16:
+                progress = isub(loadi(tile), loadi(b + at))
+                storei(r + at, _folded(loadi(r + at), progress, factor, power))
+            else:
+                progress = isub(loadi(tile), loadi_first(b + at, width))
+                storei_first(r + at, _folded(loadi_first(r + at, width), progress, factor, power), width)
+
+
+@kernel
+def fold_tiles(residual, tiles, tall, start, factor, rows, cols):
+    """`fold_residual` from tiles."""
+    for first in range(0, rows, STRIPE):
+        last = min(first + STRIPE, rows)
+        fold_stripe(residual, tiles, tall, start, factor, power_of(factor), first, last, cols)
 
 
 @inline
@@ -141,10 +188,10 @@ else:
 
 
 @kernel
-def encode_ternary(residual, now, start, factor, folds, rows, cols, shift_max, out):
+def encode_ternary(residual, now, tall, start, factor, folds, rows, cols, shift_max, out):
     """Fold (if ``folds``) and encode int32 [rows * cols], at least 16 long, into ``out``; returns the bytes written.
 
-    What is not encoded stays in ``residual``.
+    What is not encoded stays in ``residual``. ``tall``: rows of the tiles that ``now`` is, 0 when it is in order.
     """
     kinds = np.zeros(rows, np.uint8)  # 0 empty, else shift + 1, bit 7 planes
     codes = np.empty(rows * cols + 64, np.int32)
@@ -158,7 +205,11 @@ def encode_ternary(residual, now, start, factor, folds, rows, cols, shift_max, o
     for r in range(-1, rows):  # a block ahead, so that the CPU need not wait for a maximum
         first, m = r * cols, following
         if r + 1 < rows:
-            if folds:
+            if folds and tall > 0:
+                if (r + 1) % STRIPE == 0:
+                    last = min(r + 1 + STRIPE, rows)
+                    fold_stripe(residual, now, tall, start, factor, power, r + 1, last, cols)
+            elif folds:
                 last = min((first + 2 * cols + 15) // 16 * 16, rows * cols)
                 fold_words(residual, now, start, factor, power, ahead, last)
                 ahead = last

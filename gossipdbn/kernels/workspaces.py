@@ -19,6 +19,7 @@ from gossipdbn.kernels.rows import RowView, floats_of
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
 AnyArray = NDArray[np.generic]
+Features = NDArray[np.uint8] | NDArray[np.float32]
 _BLOCK = 256
 _NO_FLOATS, _NO_BYTES = np.zeros((0, 1), np.float32), np.zeros((0, 1), np.uint8)
 
@@ -38,13 +39,14 @@ class IntegerSpace:
     hidden: int
     weights: cd_layout.Weights
     batches: dict[int, cd_layout.Batch] = field(default_factory=dict)
+    tables: dict[int, NDArray[np.int64]] = field(default_factory=dict)  # addresses; making them takes 0.1 ms
 
     @classmethod
     def new(cls, visible: int, hidden: int) -> IntegerSpace:
         return cls(visible, hidden, cd_layout.Weights.new(visible, hidden))
 
-    def load(self, w: Ints, a: Ints, b: Ints, mu: Floats | None, mask: Ints | None, *, shift: int = 0) -> None:
-        """Weights, visible and hidden biases from slices of the parameters; ``mu`` the visible offsets.
+    def load(self, w: Ints, a: Ints, b: Ints, mask: Ints | None, *, shift: int = 0) -> None:
+        """Weights, visible and hidden biases from slices of the parameters.
 
         ``shift`` (of `cd_layout.one_plane_shift`) makes them 8-bit weights; `train` must be given the same.
         """
@@ -57,9 +59,16 @@ class IntegerSpace:
         x[cd_layout.BIAS_H][:] = cd_layout.PAD_BIAS
         x[cd_layout.BIAS_V][: self.visible] = a
         x[cd_layout.BIAS_H][: self.hidden] = b
-        if mu is not None:
-            x[cd_layout.MU_NEG][: self.visible] = -mu
-        contrastive.prepare_biases(cd_layout.addresses(x), self.visible, self.hidden)
+        self._prepare_biases()
+
+    def _prepare_biases(self) -> None:
+        if 0 not in self.tables:  # no minibatch has no rows
+            self.tables[0] = cd_layout.addresses(self.weights.arrays)
+        contrastive.prepare_biases(self.tables[0], self.visible, self.hidden)
+
+    def center(self, mu: Floats) -> None:
+        """Visible offsets float32 [V], 0..1."""
+        self.weights.arrays[cd_layout.MU_NEG][: self.visible] = -mu
 
     def load_to_read(self, w: Ints, b: Ints) -> None:
         """Only what `hidden_of` needs, of weights and hidden biases."""
@@ -67,7 +76,7 @@ class IntegerSpace:
         cd_layout.load_weights(w, self.visible, self.hidden, _NO_MASTER, x[cd_layout.HI], x[cd_layout.LO], 0)
         x[cd_layout.BIAS_H][:] = cd_layout.PAD_BIAS
         x[cd_layout.BIAS_H][: self.hidden] = b
-        contrastive.prepare_biases(cd_layout.addresses(x), self.visible, self.hidden)
+        self._prepare_biases()
 
     def store(self, w: Ints, a: Ints, b: Ints) -> None:
         """Back into the slices of the parameters."""
@@ -76,11 +85,19 @@ class IntegerSpace:
         a[:] = x[cd_layout.BIAS_V][: self.visible]
         b[:] = x[cd_layout.BIAS_H][: self.hidden]
 
+    def trained(self) -> tuple[Ints, Ints, Ints]:
+        """What `store` would write, where it lies: weights in tiles int32 [G, Vp, 16], biases [V] and [H]."""
+        x = self.weights.arrays
+        w, a, b = (np.asarray(x[i], np.int32) for i in (cd_layout.MASTER, cd_layout.BIAS_V, cd_layout.BIAS_H))
+        return w, a[: self.visible], b[: self.hidden]
+
     def _batch(self, rows: int) -> cd_layout.Batch:
         if rows not in self.batches:
             if len(self.batches) > 4:
                 self.batches.clear()
+                self.tables.clear()
             self.batches[rows] = cd_layout.Batch.new(self.visible, self.hidden, rows)
+            self.tables[rows] = cd_layout.addresses(self.weights.arrays, self.batches[rows].arrays)
         return self.batches[rows]
 
     def train(
@@ -104,7 +121,9 @@ class IntegerSpace:
         """Train ``count`` minibatches; returns the squared error of the last one when ``measure``."""
         batch = self._batch(rows)
         names = (cd_layout.SPEED, cd_layout.SPEED_H, cd_layout.SPEED_V, cd_layout.LAM)
-        table = cd_layout.addresses(self.weights.arrays, batch.arrays, dict(zip(names, arrays, strict=True)))
+        table = self.tables[rows]
+        for name, array in zip(names, arrays, strict=True):
+            table[name] = array.ctypes.data
         states = batch.arrays[cd_layout.CH]
         if chains is not None:
             _chains_in(chains[:rows], states)
@@ -116,9 +135,9 @@ class IntegerSpace:
             _chains_out(chains[:rows], states)
         return float(error) / 1024.0
 
-    def hidden_of(self, x: RowView, n: int, one: int, *, as_bytes: bool) -> AnyArray:
+    def hidden_of(self, x: RowView, n: int, one: int, *, as_bytes: bool) -> Features:
         """Hidden probabilities float32 [n, H], or features uint8 [n, H], of ``n`` rows."""
-        out = np.empty((n, self.hidden), np.uint8 if as_bytes else np.float32)
+        out: Features = np.empty((n, self.hidden), np.uint8 if as_bytes else np.float32)
         a = self.weights.arrays
         scratch = self._scratch()
         p, bytes_ = (_NO_FLOATS, out) if as_bytes else (out, _NO_BYTES)
@@ -156,6 +175,7 @@ class RealSpace:
     hidden: int
     arrays: dict[int, AnyArray]
     batches: dict[int, dict[int, AnyArray]] = field(default_factory=dict)
+    tables: dict[int, NDArray[np.int64]] = field(default_factory=dict)
 
     @classmethod
     def new(cls, visible: int, hidden: int) -> RealSpace:
@@ -170,17 +190,19 @@ class RealSpace:
         arrays[cd_real.BINARY] = aligned((vp,), np.int32)
         return cls(visible, hidden, arrays)
 
-    def load(self, w: Ints, a: Ints, b: Ints, mu: Floats | None, mask: Ints | None, *, shift: int = 0) -> None:
+    def load(self, w: Ints, a: Ints, b: Ints, mask: Ints | None, *, shift: int = 0) -> None:
         """As `IntegerSpace.load`; ``mask`` int32 [V] is 1 for binary columns, ``shift`` has no meaning here."""
         del shift
         x = self.arrays
         dense.panels_from_master(w, self.visible, self.hidden, x[cd_real.W])
         x[cd_real.BIAS_V][: self.visible] = a.astype(np.float32) * dense.UNIT
         x[cd_real.BIAS_H][: self.hidden] = b.astype(np.float32) * dense.UNIT
-        if mu is not None:
-            x[cd_real.MU_NEG][: self.visible] = -mu
         if mask is not None:
             x[cd_real.BINARY][: self.visible] = mask
+
+    def center(self, mu: Floats) -> None:
+        """As `IntegerSpace.center`, in units of the data."""
+        self.arrays[cd_real.MU_NEG][: self.visible] = -mu
 
     def load_to_read(self, w: Ints, b: Ints) -> None:
         """As `IntegerSpace.load_to_read`."""
@@ -216,10 +238,9 @@ class RealSpace:
         del one, shift
         batch = self._batch(rows)
         names = (cd_real.SPEED, cd_real.SPEED_H, cd_real.SPEED_V, cd_real.LAM)
-        table = np.zeros(cd_real.ADDRESSES, np.int64)
-        for part in (self.arrays, batch, dict(zip(names, arrays, strict=True))):
-            for name, array in part.items():
-                table[name] = array.ctypes.data
+        table = self.tables[rows]
+        for name, array in zip(names, arrays, strict=True):
+            table[name] = array.ctypes.data
         if chains is not None:
             batch[cd_real.CH][: self.hidden, :rows] = chains[:rows].T
         error = cd_real.train(
@@ -234,6 +255,7 @@ class RealSpace:
         if rows not in self.batches:
             if len(self.batches) > 4:
                 self.batches.clear()
+                self.tables.clear()
             vp, hp, bp = dense.pad16(self.visible), dense.pad32(self.hidden), dense.pad16(rows)
             f4 = np.float32
             self.batches[rows] = {
@@ -243,12 +265,16 @@ class RealSpace:
                 cd_real.C: aligned((32, 32), f4), cd_real.SAMPLES: aligned((bp, 32), f4),
                 cd_real.PAIR_KEYS: aligned((2, bp), np.uint32), cd_real.ROW_KEYS: aligned((2, bp), np.uint32),
             }  # fmt: skip
+            self.tables[rows] = np.zeros(cd_real.ADDRESSES, np.int64)
+            for part in (self.arrays, self.batches[rows]):
+                for name, array in part.items():
+                    self.tables[rows][name] = array.ctypes.data
         return self.batches[rows]
 
-    def hidden_of(self, x: RowView, n: int, one: int, *, as_bytes: bool) -> AnyArray:
+    def hidden_of(self, x: RowView, n: int, one: int, *, as_bytes: bool) -> Features:
         """As `IntegerSpace.hidden_of`, from float32 rows."""
         del one
-        out = np.empty((n, self.hidden), np.uint8 if as_bytes else np.float32)
+        out: Features = np.empty((n, self.hidden), np.uint8 if as_bytes else np.float32)
         p, bytes_ = (_NO_FLOATS, out) if as_bytes else (out, _NO_BYTES)
         rows_in = aligned((_BLOCK, dense.pad16(self.visible)), np.float32)
         c = aligned((_BLOCK, dense.pad32(self.hidden)), np.float32)

@@ -12,7 +12,8 @@ divergence, lr for backprop and for the head.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +21,27 @@ from numpy.typing import NDArray
 from gossipdbn.errors import ConfigError, DataError, LocalProtocolError
 from gossipdbn.kernels import cd_layout, codec, contrastive, counter_rng, dense, workspaces
 from gossipdbn.models import supervised
-from gossipdbn.models.rows import AnyRows, PackedRows, as_rows, row_view
+from gossipdbn.models.reading import (
+    GREY_ONE,
+    binary_mask,
+    byte_of_one,
+    byte_value,
+    checked_rows,
+    features_below,
+    hidden_of,
+    integer_layer,
+    layer_slices,
+    predict_outputs,
+    transform,
+)
+from gossipdbn.models.rows import AnyRows, row_view
 from gossipdbn.models.rows import dense as dense_rows
 from gossipdbn.models.spec import (
     ModelSpec,
     PhaseSpec,
     layout,
     parameter_count,
-    require_energy,
+    phase_tensors,
     share_divisor,
     spec_problem,
 )
@@ -35,10 +49,8 @@ from gossipdbn.models.supervised import Labels
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
-Bytes = NDArray[np.uint8]
 State = dict[str, NDArray[np.generic]]
 
-GREY_ONE = 127
 _MU_ROWS = 10_000
 
 
@@ -86,7 +98,7 @@ def initial_parameters(spec: ModelSpec, run_key: int, visible_mean: Floats) -> I
         if tensor.name.endswith("weights"):
             out[tensor.offset : tensor.offset + tensor.size] = supervised.initial_weights(spec, run_key, tensor)
     mean = _checked_mean(spec, visible_mean)
-    binary = _binary_mask(spec)
+    binary = binary_mask(spec)
     bias = [_logit(float(m)) if b else float(m) for m, b in zip(mean, binary, strict=True)]
     start = layout(spec)[1].offset
     limit = cd_layout.LIMIT - 1
@@ -107,27 +119,6 @@ def _checked_mean(spec: ModelSpec, visible_mean: Floats) -> Floats:
     return mean
 
 
-def _binary_mask(spec: ModelSpec) -> NDArray[np.int32]:
-    """1 for binary or grey visibles, 0 for Gaussian ones (int32 [V])."""
-    mask = np.full(spec.visible, int(spec.integer_rows), np.int32)
-    if spec.visible_units == "mixed":
-        mask[list(spec.binary_columns)] = 1
-    return mask
-
-
-def _sizes(spec: ModelSpec, layer: int) -> tuple[int, int]:
-    return (spec.visible if layer == 0 else spec.hidden[layer - 1]), spec.hidden[layer]
-
-
-def _integer_layer(spec: ModelSpec, layer: int) -> bool:
-    return layer > 0 or spec.integer_rows
-
-
-def _one(spec: ModelSpec, layer: int) -> int:
-    """The byte that stands for 1 among a layer's visibles."""
-    return GREY_ONE if layer > 0 or spec.visible_units == "grey" else 1
-
-
 def new_state(spec: ModelSpec, phase: PhaseSpec) -> State:
     """What a slot remembers at the start of a phase (or after a reset), all zero but the means."""
     _check_phase(spec, phase)
@@ -143,10 +134,10 @@ def new_state(spec: ModelSpec, phase: PhaseSpec) -> State:
 
 
 def _layer_state(spec: ModelSpec, phase: PhaseSpec, layer: int) -> State:
-    visible, hidden = _sizes(spec, layer)
+    visible, hidden = supervised.layer_sizes(spec, layer)
     name = f"layer{layer}."
     f4 = np.float32
-    if _integer_layer(spec, layer):
+    if integer_layer(spec, layer):
         vp, hp = cd_layout.padded(visible), cd_layout.padded(hidden)
         speed: NDArray[np.generic] = np.zeros((hp // 16, vp // 2, 16, 2), np.uint16)
     else:
@@ -189,6 +180,32 @@ def _check_phase(spec: ModelSpec, phase: PhaseSpec) -> None:
         raise ConfigError(f"dropout is {phase.dropout}; it must lie in 0..1, 1 excluded")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Trained:
+    """Where the tensors of a phase lie after a round.
+
+    Attributes
+    ----------
+    tensors : of each tensor's id its parameters, int32 in units 2^-24: flat, or, weights of a layer that trains in
+        integers, the tiles [G, Vp, 16] of its workspace (`kernels.cd_layout`). To be read before ``give_back``.
+    spaces : the workspaces, of each such layer.
+    """
+
+    tensors: dict[int, Ints]
+    spaces: dict[int, workspaces.IntegerSpace] = field(default_factory=dict)
+
+    def store(self, spec: ModelSpec, parameters: Ints) -> None:
+        """Write it into a flat vector int32 [P], and give the workspaces back."""
+        for layer, space in self.spaces.items():
+            space.store(*layer_slices(spec, layer, parameters))
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Hand the workspaces on."""
+        while self.spaces:
+            workspaces.give(self.spaces.popitem()[1])
+
+
 def train_round(
     spec: ModelSpec,
     phase: PhaseSpec,
@@ -212,27 +229,70 @@ def train_round(
     DataError : rows of the wrong width or type, labels outside the classes. LocalProtocolError : a wrong vector,
         state, or number of learning rates.
     """
+    stats, trained = train(spec, phase, parameters, lambda: parameters, state, values, labels, ctx)
+    trained.store(spec, parameters)
+    return stats
+
+
+def train(
+    spec: ModelSpec,
+    phase: PhaseSpec,
+    start: Ints,
+    scratch: Callable[[], Ints],
+    state: State,
+    values: AnyRows,
+    labels: Labels | None,
+    ctx: RoundContext,
+) -> tuple[RoundStats, Trained]:
+    """As `train_round`, but what comes of it stays where it was trained, and ``start`` int32 [P] is only read.
+
+    ``scratch`` gives a vector like ``start`` that may change, for learners that need one: those in floats add to it
+    what they gained. It is asked once at most.
+    """
     _check_phase(spec, phase)
-    values = _checked_rows(spec, values)
-    _check_round(spec, phase, parameters, values, labels, ctx)
-    n = values.shape[0]
+    values = checked_rows(spec, values)
+    _check_round(spec, phase, start, values, labels, ctx)
+    n, minibatches = values.shape[0], len(ctx.learning_rates)
     if n == 0:
-        return RoundStats(0, 0.0, 0.0, 0, 0)
+        return RoundStats(0, 0.0, 0.0, 0, 0), _flat(spec, phase, start)
     if phase.learner in ("cd", "pcd"):
-        x = _features_below(spec, parameters, values, phase.layer)
-        trainer = _LayerTrainer.open(spec, phase, phase.layer, parameters, state, ctx, x)
+        x = features_below(spec, start, values, phase.layer)
+        trainer = _LayerTrainer.open(spec, phase, phase.layer, start, state, ctx)
+        trainer.see(x)
         error, last = trainer.run(x, ctx.learning_rates, ctx.step, measure=True)
-        trainer.close(parameters)
-        return RoundStats(n, error / last, 0.0, 0, len(ctx.learning_rates))
+        return RoundStats(n, error / last, 0.0, 0, minibatches), _collected(spec, phase, [trainer], scratch)
     if phase.learner == "backprop":
         if labels is None:
             raise DataError("backprop needs labels; the rows of this round have none")
-        keys = np.array([ctx.run_key & ((1 << 64) - 1), ctx.slot], np.uint64)
+        keys, parameters = np.array([ctx.run_key & ((1 << 64) - 1), ctx.slot], np.uint64), scratch()
         loss, correct = supervised.train(
-            spec, phase, parameters, state, values, labels, keys, ctx.step, ctx.learning_rates, _byte_value(spec)
+            spec, phase, parameters, state, values, labels, keys, ctx.step, ctx.learning_rates, byte_value(spec)
         )
-        return RoundStats(n, 0.0, loss, correct, len(ctx.learning_rates))
-    return _train_joint(spec, phase, parameters, state, values, labels, ctx)
+        return RoundStats(n, 0.0, loss, correct, minibatches), _flat(spec, phase, parameters)
+    return _train_joint(spec, phase, scratch(), state, values, labels, ctx)
+
+
+def _flat(spec: ModelSpec, phase: PhaseSpec, parameters: Ints) -> Trained:
+    """The phase's tensors as slices of a vector."""
+    tensors = [layout(spec)[i] for i in phase_tensors(spec, phase)]
+    return Trained({t.id: parameters[t.offset : t.offset + t.size] for t in tensors})
+
+
+def _collected(
+    spec: ModelSpec, phase: PhaseSpec, trainers: list[_LayerTrainer], scratch: Callable[[], Ints]
+) -> Trained:
+    """What these layers were trained to: integers where they lie, floats added to a vector; the rest lies there too."""
+    tensors: dict[int, Ints] = {}
+    real = [t for t in trainers if not isinstance(t.space, workspaces.IntegerSpace)]
+    if real or phase.learner == "joint":
+        parameters = scratch()
+        for trainer in real:
+            trainer.close(parameters)
+        tensors = _flat(spec, phase, parameters).tensors
+    spaces = {t.layer: t.space for t in trainers if isinstance(t.space, workspaces.IntegerSpace)}
+    for layer, space in spaces.items():
+        tensors |= dict(enumerate(space.trained(), 3 * layer))
+    return Trained(tensors, spaces)
 
 
 def _check_round(
@@ -262,18 +322,6 @@ def _check_targets(spec: ModelSpec, values: AnyRows, labels: Labels) -> None:
         raise DataError("targets hold infinite numbers; a row without targets has NaN")
 
 
-def _checked_rows(spec: ModelSpec, values: AnyRows) -> AnyRows:
-    """Rows in a form that kernels read; DataError unless they are rows of this model."""
-    values = as_rows(values)
-    kind = np.uint8 if spec.integer_rows else np.float32
-    if len(values.shape) != 2 or values.shape[1] != spec.visible or values.dtype != kind:
-        expected = f"{np.dtype(kind)} [n, {spec.visible}]"
-        raise DataError(f"rows are {values.dtype} {list(values.shape)}; this model takes {expected}")
-    if isinstance(values, PackedRows) and spec.visible_units != "binary":
-        raise DataError(f"rows are packed bits; this model's visible units are {spec.visible_units}")
-    return values
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _LayerTrainer:
     """One layer of contrastive divergence while it trains: its weights unpacked into a workspace."""
@@ -297,22 +345,15 @@ class _LayerTrainer:
         parameters: Ints,
         state: State,
         ctx: RoundContext,
-        x: AnyRows,
     ) -> _LayerTrainer:
-        visible, hidden = _sizes(spec, layer)
-        name = f"layer{layer}."
-        if layer > 0:
-            _update_mu(state, name, x, _one(spec, layer))
-            mu = state[name + "mu"]
-        else:
-            mu = np.asarray(ctx.visible_mean, np.float32)
-        tensors = layout(spec)[3 * layer : 3 * layer + 3]
-        flat = [parameters[t.offset : t.offset + t.size] for t in tensors]
-        space = workspaces.take(_integer_layer(spec, layer), visible, hidden)
+        visible, hidden = supervised.layer_sizes(spec, layer)
+        w, a, b = layer_slices(spec, layer, parameters)
+        space = workspaces.take(integer_layer(spec, layer), visible, hidden)
         shift = 0
         if phase.weight_bits == 8:
-            shift = cd_layout.one_plane_shift(max(int(flat[0].max()), -int(flat[0].min())))
-        space.load(flat[0], flat[1], flat[2], mu, _binary_mask(spec) if layer == 0 else None, shift=shift)
+            shift = cd_layout.one_plane_shift(max(int(w.max()), -int(w.min())))
+        space.load(w, a, b, binary_mask(spec) if layer == 0 else None, shift=shift)
+        space.center(np.asarray(ctx.visible_mean if layer == 0 else state[f"layer{layer}.mu"], np.float32))
         options = np.zeros(6, np.float32)
         options[contrastive.MOMENTUM] = phase.momentum
         options[contrastive.DECAY] = phase.weight_decay
@@ -323,6 +364,13 @@ class _LayerTrainer:
         keys = np.array([ctx.run_key & ((1 << 64) - 1), ctx.slot, layer], np.uint64)
         factor = float(share_divisor(spec, phase, 3 * layer, ctx.slots))
         return cls(spec, phase, layer, state, space, keys, options, factor, shift)
+
+    def see(self, x: AnyRows) -> None:
+        """Rows that are trained next: an upper layer's offsets follow the mean of what it sees."""
+        if self.layer > 0:
+            name = f"layer{self.layer}."
+            _update_mu(self.state, name, x, byte_of_one(self.spec, self.layer))
+            self.space.center(np.asarray(self.state[name + "mu"], np.float32))
 
     def run(self, x: AnyRows, rates: Floats, step: int, *, measure: bool) -> tuple[float, int]:
         """Train all minibatches of ``x``; returns (squared error of the last one, its rows)."""
@@ -344,13 +392,17 @@ class _LayerTrainer:
         chains = self.state[f"layer{self.layer}.chains"] if persistent else None
         return self.space.train(
             row_view(x), first, count, rows, arrays, chains, rates, self.options, self.keys, step, measure,
-            gibbs=self.phase.k, one=_one(self.spec, self.layer), shift=self.shift,
+            gibbs=self.phase.k, one=byte_of_one(self.spec, self.layer), shift=self.shift,
         )  # fmt: skip
+
+    def hidden_of(self, x: AnyRows) -> AnyRows:
+        """Features uint8 [n, H] of rows, by the weights as they are now."""
+        one = byte_of_one(self.spec, self.layer)
+        return self.space.hidden_of(row_view(x), x.shape[0], one, as_bytes=True)
 
     def close(self, parameters: Ints) -> None:
         """Write the weights back and hand the workspace on."""
-        tensors = layout(self.spec)[3 * self.layer : 3 * self.layer + 3]
-        self.space.store(*(parameters[t.offset : t.offset + t.size] for t in tensors))
+        self.space.store(*layer_slices(self.spec, self.layer, parameters))
         workspaces.give(self.space)
 
 
@@ -372,8 +424,17 @@ def _train_joint(
     values: AnyRows,
     labels: Labels | None,
     ctx: RoundContext,
-) -> RoundStats:
-    """Every layer by one minibatch of CD on the features below it, the head on the top features; then the next."""
+) -> tuple[RoundStats, Trained]:
+    """Every layer by one minibatch of CD on the features below it, the head on the top features; then the next.
+
+    Layers of exact 16-bit operands stay in their workspaces; what is read above them are those operands. Others go in
+    and out of ``parameters`` with every minibatch, and are rounded as what is sent is.
+    """
+    lasting = {
+        n: _LayerTrainer.open(spec, phase, n, parameters, state, ctx)
+        for n in range(len(spec.hidden))
+        if integer_layer(spec, n) and phase.weight_bits == 16
+    }
     error, loss, correct, labelled = 0.0, 0.0, 0, 0
     last = 1
     keys = np.array([ctx.run_key & ((1 << 64) - 1), ctx.slot], np.uint64)
@@ -382,12 +443,16 @@ def _train_joint(
         y = None if labels is None else labels[i * phase.batch : (i + 1) * phase.batch]
         rates = np.full(1, rate, np.float32)
         for layer in range(len(spec.hidden)):
-            trainer = _LayerTrainer.open(spec, phase, layer, parameters, state, ctx, x)
+            trainer = lasting.get(layer) or _LayerTrainer.open(spec, phase, layer, parameters, state, ctx)
+            trainer.see(x)
             e, rows = trainer.run(x, rates, ctx.step + i, measure=layer == 0)
-            trainer.close(parameters)
             if layer == 0:
                 error, last = e, rows
-            x = _hidden(spec, parameters, x, layer, as_bytes=True)
+            if layer in lasting:
+                x = trainer.hidden_of(x)
+            else:
+                trainer.close(parameters)
+                x = hidden_of(spec, parameters, x, layer, as_bytes=True)
         known = int(supervised.known_rows(spec, y).sum()) if y is not None and spec.outputs else 0
         if y is not None and known:
             batch_loss, right = supervised.train(
@@ -395,110 +460,8 @@ def _train_joint(
                 head_only=True,
             )  # fmt: skip
             loss, correct, labelled = loss + batch_loss * known, correct + right, labelled + known
-    return RoundStats(
-        values.shape[0], error / last, loss / max(labelled, 1), correct, len(ctx.learning_rates)
-    )
-
-
-def _byte_value(spec: ModelSpec) -> np.float32:
-    """What a row's 1 stands for as a float32."""
-    return np.float32(1.0 / (GREY_ONE if spec.visible_units == "grey" else 1))
-
-
-def _hidden(spec: ModelSpec, parameters: Ints, x: AnyRows, layer: int, *, as_bytes: bool) -> AnyRows:
-    """Hidden probabilities of one layer: float32 [n, H], or features uint8 0..127."""
-    visible, hidden = _sizes(spec, layer)
-    tensors = layout(spec)[3 * layer : 3 * layer + 3]
-    flat = [parameters[t.offset : t.offset + t.size] for t in tensors]
-    space = workspaces.take(_integer_layer(spec, layer), visible, hidden)
-    space.load_to_read(flat[0], flat[2])
-    out = space.hidden_of(row_view(x), x.shape[0], _one(spec, layer), as_bytes=as_bytes)
-    workspaces.give(space)
-    return out
-
-
-def _features_below(spec: ModelSpec, parameters: Ints, values: AnyRows, layer: int) -> AnyRows:
-    x = values
-    for n in range(layer):
-        x = _hidden(spec, parameters, x, n, as_bytes=True)
-    return x
-
-
-def transform(spec: ModelSpec, parameters: Ints, values: AnyRows, layers: int | None = None) -> Floats:
-    """Hidden probabilities of the top layer, or of the first ``layers`` layers (float32 [n, H]); ReLU activations."""
-    values = _checked_rows(spec, values)
-    top = len(spec.hidden) if layers is None else layers
-    if not 1 <= top <= len(spec.hidden):
-        raise ConfigError(f"transform to layer {top}; the model has {len(spec.hidden)}")
-    if spec.hidden_units == "relu":
-        return supervised.outputs(spec, parameters, values, _byte_value(spec), top)
-    x = _features_below(spec, parameters, values, top - 1)
-    return np.asarray(_hidden(spec, parameters, x, top - 1, as_bytes=False), np.float32)
-
-
-def features(spec: ModelSpec, parameters: Ints, values: AnyRows, layers: int | None = None) -> Bytes:
-    """As `transform`, as bytes 0..127: what the layer above is trained on (uint8 [n, H])."""
-    values = _checked_rows(spec, values)
-    require_energy(spec)
-    top = len(spec.hidden) if layers is None else layers
-    return np.asarray(dense_rows(_features_below(spec, parameters, values, top)), np.uint8)
-
-
-def predict_proba(spec: ModelSpec, parameters: Ints, values: AnyRows) -> Floats:
-    """Class probabilities of the whole stack (float32 [n, classes])."""
-    if not spec.classes:
-        raise ConfigError("this model has no classes")
-    return predict_outputs(spec, parameters, values)
-
-
-def predict_outputs(spec: ModelSpec, parameters: Ints, values: AnyRows) -> Floats:
-    """What the head says: class probabilities or targets (float32 [n, outputs])."""
-    values = _checked_rows(spec, values)
-    if not spec.outputs:
-        raise ConfigError("this model has no head: neither classes nor targets")
-    return supervised.outputs(spec, parameters, values, _byte_value(spec), len(spec.hidden) + 1)
-
-
-def free_energy(spec: ModelSpec, parameters: Ints, values: AnyRows, layer: int = 0) -> Floats:
-    """Free energy of rows under one layer's RBM, without log Z (float32 [n]); low means likely.
-
-    For ``layer`` > 0 the rows are first carried up to that layer's visibles.
-    """
-    space, x, scale = _real_space(spec, parameters, values, layer)
-    out = space.free_energies(row_view(x), x.shape[0], scale, _layer_mask(spec, layer))
-    return out.astype(np.float32)
-
-
-def reconstruct(spec: ModelSpec, parameters: Ints, values: AnyRows) -> Floats:
-    """Mean visibles after one mean-field trip up to the top and down again (float32 [n, V], real units)."""
-    values = _checked_rows(spec, values)
-    require_energy(spec)
-    p = transform(spec, parameters, values)
-    for layer in range(len(spec.hidden) - 1, -1, -1):
-        space, _, _ = _real_space(spec, parameters, values[:0], layer)
-        p = space.visible_of(p, _layer_mask(spec, layer))
-    return p
-
-
-def _layer_mask(spec: ModelSpec, layer: int) -> NDArray[np.int32]:
-    return _binary_mask(spec) if layer == 0 else np.ones(spec.hidden[layer - 1], np.int32)
-
-
-def _real_space(
-    spec: ModelSpec, parameters: Ints, values: AnyRows, layer: int
-) -> tuple[workspaces.RealSpace, AnyRows, np.float32]:
-    """A layer's float32 weights, the rows that reach it, and the value of their byte 1."""
-    values = _checked_rows(spec, values)
-    require_energy(spec)
-    if not 0 <= layer < len(spec.hidden):
-        raise ConfigError(f"layer {layer}; the model has layers 0..{len(spec.hidden) - 1}")
-    visible, hidden = _sizes(spec, layer)
-    tensors = layout(spec)[3 * layer : 3 * layer + 3]
-    space = workspaces.RealSpace.new(visible, hidden)
-    space.load(*(parameters[t.offset : t.offset + t.size] for t in tensors), None, None)
-    x = _features_below(spec, parameters, values, layer) if values.shape[0] else values
-    scale = np.float32(1.0 / _one(spec, layer)) if _integer_layer(spec, layer) else np.float32(1.0)
-    return space, x, scale
+    stats = RoundStats(values.shape[0], error / last, loss / max(labelled, 1), correct, len(ctx.learning_rates))
+    return stats, _collected(spec, phase, list(lasting.values()), lambda: parameters)
 
 
 def warm(spec: ModelSpec, phases: tuple[PhaseSpec, ...] | list[PhaseSpec]) -> None:

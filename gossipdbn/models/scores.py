@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gossipdbn.models import learners
+from gossipdbn.models import reading
 from gossipdbn.models.likelihood import unit_values
 from gossipdbn.models.rows import AnyRows, as_rows, blocks
 from gossipdbn.models.spec import ModelSpec, layout, parameter_count, require_energy
@@ -37,12 +37,12 @@ def reconstruction_error(spec: ModelSpec, parameters: NDArray[np.int32], values:
     one, weights = bottom(spec, parameters)
     parts = [np.zeros(0, np.float32)]
     for block in blocks(as_rows(values)):
-        again = learners.reconstruct(one, weights, block)
+        again = reading.reconstruct(one, weights, block)
         parts.append(np.square(unit_values(spec, block) - again).mean(1).astype(np.float32))
     return np.concatenate(parts)
 
 
 def anomaly_scores(spec: ModelSpec, parameters: NDArray[np.int32], values: AnyRows) -> AnomalyScores:
     """Both scores of rows [n, V] of any form by the first layer; the higher, the stranger."""
-    energy = learners.free_energy(spec, parameters, values)
+    energy = reading.free_energy(spec, parameters, values)
     return AnomalyScores(np.asarray(energy, np.float32), reconstruction_error(spec, parameters, values))

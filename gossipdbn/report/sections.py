@@ -83,7 +83,7 @@ def images(
         "</figcaption></figure>"
     )
     if values is not None and len(values) and model.spec.hidden_units == "binary":
-        from gossipdbn.models.learners import reconstruct  # loads the kernels: only for pages that show rows
+        from gossipdbn.models.reading import reconstruct  # loads the kernels: only for pages that show rows
 
         rows = values[:20]
         again = reconstruct(model.spec, model.parameters if generative is None else generative, rows)

@@ -45,3 +45,33 @@ def test_nothing_is_copied_when_all_is_given_back() -> None:
         s.add([ones()])
         assert s.total is start
     assert start.tolist() == [3] * 4
+
+
+def test_only_who_has_it_sees_what_is_lent_beyond_the_sum() -> None:
+    start = np.zeros(4, np.int32)
+    s = Sum(start)
+    lent = s.lend([ones(), ones()])
+    assert lent is start and lent.tolist() == [2] * 4
+    s.give_back(lent)
+    assert s.total is start and start.tolist() == [0] * 4
+
+
+def test_what_is_read_of_a_sum_lent_with_more_is_the_sum_alone() -> None:
+    s = Sum(np.zeros(4, np.int32))
+    lent = s.lend([ones()])
+    s.add([ones(), ones(), ones()])
+    assert s.total.tolist() == [3] * 4 and lent.tolist() == [1] * 4
+    s.give_back(lent)
+    assert s.total.tolist() == [3] * 4
+    other = s.lend([ones()])
+    assert s.total.tolist() == [3] * 4 and other.tolist() == [4] * 4  # even if nothing was added
+
+
+def test_two_may_have_more_than_the_sum_each_their_own() -> None:
+    s = Sum(np.zeros(4, np.int32))
+    plain = s.lend()
+    first, second = s.lend([ones()]), s.lend([ones(), ones()])
+    assert (plain.tolist(), first.tolist(), second.tolist()) == ([0] * 4, [1] * 4, [2] * 4)
+    for lent in (first, plain, second, second):
+        s.give_back(lent)
+        assert s.total.tolist() == [0] * 4

@@ -15,7 +15,7 @@ import numpy as np
 
 from gossipdbn.kernels import codec
 from gossipdbn.kernels.tiers import TIER
-from gossipdbn.models import learners
+from gossipdbn.models import learners, reading
 from gossipdbn.models.rows import PackedRows, SparseRows
 from gossipdbn.models.spec import ModelSpec, PhaseSpec
 
@@ -63,11 +63,11 @@ def trained(
     h = hashlib.sha256(p.tobytes())
     for name in sorted(state):
         h.update(name.encode() + state[name].tobytes())
-    h.update(learners.transform(spec, p, x).tobytes())
+    h.update(reading.transform(spec, p, x).tobytes())
     if spec.hidden_units == "binary":
-        h.update(learners.reconstruct(spec, p, x[:20]).tobytes() + learners.free_energy(spec, p, x[:20]).tobytes())
+        h.update(reading.reconstruct(spec, p, x[:20]).tobytes() + reading.free_energy(spec, p, x[:20]).tobytes())
     if spec.outputs:
-        h.update(learners.predict_outputs(spec, p, x).tobytes())
+        h.update(reading.predict_outputs(spec, p, x).tobytes())
     return h.hexdigest()
 
 

@@ -295,6 +295,37 @@ def test_folding_and_encoding_at_once_equals_one_after_the_other(kind, rows, col
     np.testing.assert_array_equal(once, twice)
 
 
+@pytest.mark.parametrize("kind", [codec.EXACT, codec.TERNARY, codec.INT8])
+@pytest.mark.parametrize("divisor", [1, 3, 4])
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (3, 5), (5, 16), (16, 31), (17, 20), (50, 100)])
+def test_what_was_trained_in_tiles_is_folded_as_if_it_lay_in_order(kind, divisor, rows, cols):
+    rng = np.random.default_rng(rows + cols)
+    tall, wide = -(-rows // 64) * 64, -(-cols // 64) * 64
+    now = np.zeros((tall, wide), np.int32)
+    now[:rows, :cols] = rng.integers(-(2**26), 2**26, (rows, cols))
+    start = (now[:rows, :cols] - rng.integers(-90_000, 90_000, (rows, cols))).astype(np.int32).reshape(-1)
+    tiles = np.ascontiguousarray(now.reshape(tall, wide // 16, 16).transpose(1, 0, 2))
+    guarded, other = np.full(rows * cols + 64, 77, np.int32), np.full((rows, cols), 77, np.int32)
+    inside = guarded[32:-32].reshape(rows, cols)
+    expected = codec.fold_and_quantise(kind, other, now[:rows, :cols].reshape(-1), start, divisor, 4)
+    assert codec.fold_and_quantise(kind, inside, tiles, start, divisor, 4) == expected
+    np.testing.assert_array_equal(inside, other)
+    assert (guarded[:32] == 77).all() and (guarded[-32:] == 77).all()
+
+
+def test_tiles_of_another_layer_are_refused():
+    residual, start = np.zeros((20, 40), np.int32), np.zeros(800, np.int32)
+    for shape in ((2, 64, 16), (3, 16, 16)):
+        with pytest.raises(ValueError, match="tiles of"):
+            codec.fold_and_quantise(codec.TERNARY, residual, np.zeros(shape, np.int32), start, 1, 4)
+
+
+@pytest.mark.parametrize("size", [0, 1, 40, 4096, 9000])
+def test_a_digest_and_the_largest_value_are_measured_together(size):
+    acc = np.random.default_rng(size).integers(-(2**31), 2**31, size).astype(np.int32)
+    assert codec.measured(acc) == (codec.digest(acc), codec.max_abs(acc))
+
+
 @pytest.mark.parametrize("kind", [codec.TERNARY, codec.INT8])
 @pytest.mark.parametrize(("rows", "cols"), [(3, 5), (4, 4), (1, 17), (7, 37), (5, 64)])
 def test_nothing_beside_a_residual_is_touched(kind, rows, cols):

@@ -11,7 +11,7 @@ from gossipdbn.core.values import Manifest, manifest_from_json, manifest_json
 from gossipdbn.errors import ConfigError, DataError
 from gossipdbn.kernels import workspaces
 from gossipdbn.kernels.backprop import RELU_MAX
-from gossipdbn.models import learners
+from gossipdbn.models import learners, reading
 from gossipdbn.models.scores import anomaly_scores
 from gossipdbn.models.spec import ModelSpec, PhaseSpec, layout, parameter_count
 
@@ -45,8 +45,8 @@ def test_what_diverges_saturates_and_stays_finite(phase, weight, head):
         assert np.isfinite(stats.loss)
         assert all(np.isfinite(v).all() for v in state.values())
         assert np.abs(p.astype(np.int64)).max() <= 2**30
-    assert np.isfinite(learners.predict_outputs(spec, p, x)).all()
-    assert learners.transform(spec, p, x).max() <= RELU_MAX
+    assert np.isfinite(reading.predict_outputs(spec, p, x)).all()
+    assert reading.transform(spec, p, x).max() <= RELU_MAX
 
 
 @pytest.mark.parametrize("learner", ["cd", "pcd"])
@@ -64,8 +64,8 @@ def test_contrastive_divergence_of_real_rows_saturates(learner, units):
         assert np.isfinite(stats.reconstruction_error)
         assert all(np.isfinite(v).all() for v in state.values())
         assert np.abs(p.astype(np.int64)).max() <= 2**30
-    h = learners.transform(spec, p, x)
-    assert ((h >= 0) & (h <= 1)).all() and np.isfinite(learners.free_energy(spec, p, x)).all()
+    h = reading.transform(spec, p, x)
+    assert ((h >= 0) & (h <= 1)).all() and np.isfinite(reading.free_energy(spec, p, x)).all()
 
 
 def test_units_that_never_fire_stay_as_they_are():
@@ -76,7 +76,7 @@ def test_units_that_never_fire_stay_as_they_are():
         if t.name.endswith("hidden_bias"):
             p[t.offset : t.offset + t.size] = -(2**20)
     before, x = p.copy(), np.zeros((25, 30), f4)
-    assert not learners.transform(spec, p, x).any()
+    assert not reading.transform(spec, p, x).any()
     train(spec, SGD, p, x, np.ones((25, 2), f4))
     changed = {t.name for t in layout(spec) if (p != before)[t.offset : t.offset + t.size].any()}
     assert changed == {"head.bias"}
@@ -93,7 +93,7 @@ def test_constant_columns_and_zero_rows(units, hidden_units, n):
         x = np.full((n, 33), fill * (127 if units == "grey" else 1), kind)
         stats, state = train(spec, ADAM, p, x, np.full((n, 1), 0.25, f4), 0.01)
         assert np.isfinite(stats.loss) and all(np.isfinite(v).all() for v in state.values())
-        said = learners.predict_outputs(spec, p, x)
+        said = reading.predict_outputs(spec, p, x)
         assert said.shape == (n, 1) and (said == said[0]).all()
 
 
@@ -131,11 +131,11 @@ def test_what_no_model_can_be_is_refused():
     ]:
         with pytest.raises(DataError, match=words):
             train(spec, SGD, p, x, y)
-    for read in (learners.reconstruct, learners.free_energy, learners.features, anomaly_scores):
+    for read in (reading.reconstruct, reading.free_energy, reading.features, anomaly_scores):
         with pytest.raises(ConfigError, match="no Boltzmann machine"):
             read(spec, p, x)
     with pytest.raises(ConfigError, match="no classes"):
-        learners.predict_proba(spec, p, x)
+        reading.predict_proba(spec, p, x)
 
 
 def test_manifests_from_before_these_fields_mean_what_they_meant():
@@ -208,9 +208,9 @@ def test_no_float_kernel_touches_memory_outside_its_arrays(guarded, v, h, rows, 
     ctx = learners.RoundContext(1, 0, 0, 1, np.zeros(v, f4), np.full(4, 0.01, f4))
     learners.train_round(spec, phase, p, state, x, guard(y), ctx)
     if head:
-        learners.predict_outputs(spec, p, x)
+        reading.predict_outputs(spec, p, x)
     else:
-        learners.free_energy(spec, p, x)
-        learners.reconstruct(spec, p, x)
-    learners.transform(spec, p, x)
+        reading.free_energy(spec, p, x)
+        reading.reconstruct(spec, p, x)
+    reading.transform(spec, p, x)
     check()

@@ -9,7 +9,7 @@ from gossipdbn.errors import ConfigError, DataError, LocalProtocolError
 from gossipdbn.kernels import cd_layout, contrastive, workspaces
 from gossipdbn.kernels.cd_layout import WEIGHT_LIMIT
 from gossipdbn.kernels.rows import dense_view
-from gossipdbn.models import learners
+from gossipdbn.models import learners, reading
 from gossipdbn.models.spec import ModelSpec, PhaseSpec, layout, parameter_count, phase_tensors
 
 f4 = np.float32
@@ -35,7 +35,7 @@ def test_weights_saturate_and_activations_do_not_wrap(units):
     w[:, :10] = 2**29
     w[:, 10:] = -(2**29)
     x = np.full((5, 2000), 127 if units == "grey" else 1, np.uint8)
-    h = learners.transform(spec, p, x)
+    h = reading.transform(spec, p, x)
     assert (h[:, :10] == 1).all() and (h[:, 10:] < 1e-30).all()
     train(spec, PhaseSpec("cd", batch=5), p, x)
     assert np.abs(w).max() == WEIGHT_LIMIT
@@ -117,7 +117,8 @@ def test_no_kernel_touches_memory_outside_its_arrays(v, h, rows, persistent):
             part[name] = guarded[name] = inner
             raw.append((block, start, array.nbytes))
     w = np.random.default_rng(0).integers(-(2**24), 2**24, v * h).astype(np.int32)
-    space.load(w, np.zeros(v, np.int32), np.zeros(h, np.int32), np.full(v, 0.5, f4), None)
+    space.load(w, np.zeros(v, np.int32), np.zeros(h, np.int32), None)
+    space.center(np.full(v, 0.5, f4))
     table = cd_layout.addresses(guarded)
     x = (np.random.default_rng(1).random((3 * rows, v)) < 0.5).astype(np.uint8)
     rates = np.full(3, 0.1 * 2.0**24, f4)

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from gossipdbn.models import learners
+from gossipdbn.models import learners, reading
 from gossipdbn.models.spec import ModelSpec, PhaseSpec, layout
 
 f4 = np.float32
@@ -78,7 +78,7 @@ def test_free_energy_equals_enumeration():
     v = np.array(list(itertools.product((0, 1), repeat=6)), np.uint8)
     h = np.array(list(itertools.product((0, 1), repeat=5)), float)
     energy = v @ t["layer0.weights"] @ h.T + (v @ t["layer0.visible_bias"])[:, None] + h @ t["layer0.hidden_bias"]
-    np.testing.assert_allclose(learners.free_energy(spec, p, v), -np.log(np.exp(energy).sum(1)), atol=1e-5)
+    np.testing.assert_allclose(reading.free_energy(spec, p, v), -np.log(np.exp(energy).sum(1)), atol=1e-5)
 
 
 def test_contrastive_divergence_climbs_the_likelihood():
@@ -141,4 +141,4 @@ def test_learning_lowers_the_error_of_every_learner():
         for r in range(10):
             ctx = learners.RoundContext(5, 0, r * 20, 1, mean, np.full(20, 0.01, f4))
             learners.train_round(spec, phase, p, state, x, y, ctx)
-        assert (learners.predict_proba(spec, p, x).argmax(1) == y).mean() > 0.99
+        assert (reading.predict_proba(spec, p, x).argmax(1) == y).mean() > 0.99

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gossipdbn.kernels import cd_layout
-from gossipdbn.models import learners
+from gossipdbn.models import learners, reading
 from gossipdbn.models.spec import ModelSpec, PhaseSpec, layout
 from tests import naive, naive_dense, naive_learning
 
@@ -230,10 +230,10 @@ def test_outputs_and_features_of_a_stack(hidden_units, head):
     relu = hidden_units == "relu"
     real = x.astype(f4) * f4(1 / 127)
     acts, _ = naive_dense.forward(layers, real, naive_dense.Optimiser(), 0, relu=relu, linear=bool(spec.targets))
-    np.testing.assert_array_equal(learners.predict_outputs(spec, p, x), acts[-1])
+    np.testing.assert_array_equal(reading.predict_outputs(spec, p, x), acts[-1])
     if relu:
         for n in (1, 2):
-            np.testing.assert_array_equal(learners.transform(spec, p, x, n), acts[n - 1])
+            np.testing.assert_array_equal(reading.transform(spec, p, x, n), acts[n - 1])
 
 
 def test_features_of_integer_layers():
@@ -249,5 +249,5 @@ def test_features_of_integer_layers():
         t = naive_learning.log2_odds(below, w.reshape(shape), b, 127)
         probability = naive.reciprocal(naive.exp2(t) + f4(1))
         below = np.rint(probability.astype(np.float64) * 127.0).astype(np.int64)
-    np.testing.assert_array_equal(learners.transform(spec, p, x), probability)
-    np.testing.assert_array_equal(learners.features(spec, p, x), below)
+    np.testing.assert_array_equal(reading.transform(spec, p, x), probability)
+    np.testing.assert_array_equal(reading.features(spec, p, x), below)

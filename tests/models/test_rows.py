@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from gossipdbn.errors import DataError
 from gossipdbn.estimators import RBM, DBNClassifier, DBNRegressor
 from gossipdbn.kernels import rows
-from gossipdbn.models import learners
+from gossipdbn.models import learners, reading
 from gossipdbn.models.dbn import train, visible_mean
 from gossipdbn.models.rows import PackedRows, SparseRows, as_rows, blocks, row_view
 from gossipdbn.models.scores import anomaly_scores
@@ -73,8 +73,8 @@ def test_every_reader_gives_the_same_bits(units, v):
     p = learners.initial_parameters(spec, 1, visible_mean(spec, x))
     for form in forms(units, x):
         for read in (
-            learners.transform, learners.features, learners.predict_proba, learners.free_energy, learners.reconstruct,
-            lambda *a: np.stack(anomaly_scores(*a)), lambda *a: learners.features(*a, 0),
+            reading.transform, reading.features, reading.predict_proba, reading.free_energy, reading.reconstruct,
+            lambda *a: np.stack(anomaly_scores(*a)), lambda *a: reading.features(*a, 0),
         ):  # fmt: skip
             np.testing.assert_array_equal(read(spec, p, form), read(spec, p, x))
         np.testing.assert_array_equal(visible_mean(spec, as_rows(form)), visible_mean(spec, x))
@@ -157,7 +157,7 @@ def test_bits_behind_the_last_unit_mean_nothing():
     bits[:, -1] |= 0b111
     spec = ModelSpec(77, (20,), "binary", 2)
     p = learners.initial_parameters(spec, 1, visible_mean(spec, x))
-    for read in (learners.transform, learners.free_energy, learners.predict_proba):
+    for read in (reading.transform, reading.free_energy, reading.predict_proba):
         np.testing.assert_array_equal(read(spec, p, PackedRows(bits, 77)), read(spec, p, x))
 
 
@@ -185,7 +185,7 @@ def test_rows_that_are_no_rows_are_refused():
         (bad, "a column outside 0 to 8"),
     ]:
         with pytest.raises(DataError, match=words):
-            learners.transform(spec, p, values)
+            reading.transform(spec, p, values)
     with pytest.raises(DataError, match=r"9 units: uint8 \[n, 2\]"):
         PackedRows(np.zeros((3, 1), np.uint8), 9)
     for units, x, words in [
