@@ -20,9 +20,7 @@ FILE_LINES = 450
 LONG_FUNCTIONS: dict[str, str] = {
     "gossipdbn/kernels/tiles.py::tile": "builds one unrolled register tile; its parts share every local",
 }
-LONG_FILES: dict[str, str] = {
-    "gossipdbn/models/learners.py": "every learner over one layout of parameters and state",
-}
+LONG_FILES: dict[str, str] = {}
 READS_ENVIRONMENT: dict[str, str] = {
     "gossipdbn/embedded/artifacts.py": "http_proxy and its kin, handed on to a Java that does not read them itself",
     "gossipdbn/embedded/java.py": "JAVA_HOME, PATH and the cache folder are how a machine says where its Java is",

@@ -1,4 +1,4 @@
-"""The learners: one round of training as a pure function, and the reading of a trained stack.
+"""The learners: one round of training as a pure function.
 
 Parameters go in and come out as the int32 vector of the merge protocol (units 2^-24, layout order). Everything else
 that a learner remembers (momentum, Adam's moments, running means, chains) lies in named arrays whose shapes depend on
@@ -13,64 +13,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gossipdbn.errors import ConfigError, DataError, LocalProtocolError
-from gossipdbn.kernels import cd_layout, codec, contrastive, counter_rng, dense, workspaces
+from gossipdbn.kernels import cd_layout, codec, counter_rng, dense, workspaces
 from gossipdbn.models import supervised
+from gossipdbn.models.layers import LayerTrainer, RoundContext, Trained, collected, in_order
 from gossipdbn.models.reading import (
     GREY_ONE,
     binary_mask,
-    byte_of_one,
     byte_value,
     checked_rows,
     features_below,
     hidden_of,
     integer_layer,
-    layer_slices,
     predict_outputs,
     transform,
 )
-from gossipdbn.models.rows import AnyRows, row_view
-from gossipdbn.models.rows import dense as dense_rows
-from gossipdbn.models.spec import (
-    ModelSpec,
-    PhaseSpec,
-    layout,
-    parameter_count,
-    phase_tensors,
-    share_divisor,
-    spec_problem,
-)
+from gossipdbn.models.rows import AnyRows
+from gossipdbn.models.spec import ModelSpec, PhaseSpec, layout, parameter_count, spec_problem
 from gossipdbn.models.supervised import Labels
+
+__all__ = [
+    "RoundContext",
+    "RoundStats",
+    "Trained",
+    "initial_parameters",
+    "new_state",
+    "train",
+    "train_round",
+    "warm",
+]
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
 State = dict[str, NDArray[np.generic]]
-
-_MU_ROWS = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class RoundContext:
-    """Where a round stands.
-
-    Parameters
-    ----------
-    run_key : uint64. slot : which one. step : minibatches this slot has trained before. slots : S of the run.
-    visible_mean : float32 [V], the data means of the manifest (0..1 for binary and grey units).
-    learning_rates : float32 [minibatches], the schedule's lr of each minibatch, without the factor S^a.
-    """
-
-    run_key: int
-    slot: int
-    step: int
-    slots: int
-    visible_mean: Floats
-    learning_rates: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,32 +160,6 @@ def _check_phase(spec: ModelSpec, phase: PhaseSpec) -> None:
         raise ConfigError(f"dropout is {phase.dropout}; it must lie in 0..1, 1 excluded")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Trained:
-    """Where the tensors of a phase lie after a round.
-
-    Attributes
-    ----------
-    tensors : of each tensor's id its parameters, int32 in units 2^-24: flat, or, weights of a layer that trains in
-        integers, the tiles [G, Vp, 16] of its workspace (`kernels.cd_layout`). To be read before ``give_back``.
-    spaces : the workspaces, of each such layer.
-    """
-
-    tensors: dict[int, Ints]
-    spaces: dict[int, workspaces.IntegerSpace] = field(default_factory=dict)
-
-    def store(self, spec: ModelSpec, parameters: Ints) -> None:
-        """Write it into a flat vector int32 [P], and give the workspaces back."""
-        for layer, space in self.spaces.items():
-            space.store(*layer_slices(spec, layer, parameters))
-        self.give_back()
-
-    def give_back(self) -> None:
-        """Hand the workspaces on."""
-        while self.spaces:
-            workspaces.give(self.spaces.popitem()[1])
-
-
 def train_round(
     spec: ModelSpec,
     phase: PhaseSpec,
@@ -254,13 +208,13 @@ def train(
     _check_round(spec, phase, start, values, labels, ctx)
     n, minibatches = values.shape[0], len(ctx.learning_rates)
     if n == 0:
-        return RoundStats(0, 0.0, 0.0, 0, 0), _flat(spec, phase, start)
+        return RoundStats(0, 0.0, 0.0, 0, 0), in_order(spec, phase, start)
     if phase.learner in ("cd", "pcd"):
         x = features_below(spec, start, values, phase.layer)
-        trainer = _LayerTrainer.open(spec, phase, phase.layer, start, state, ctx)
+        trainer = LayerTrainer.open(spec, phase, phase.layer, start, state, ctx)
         trainer.see(x)
         error, last = trainer.run(x, ctx.learning_rates, ctx.step, measure=True)
-        return RoundStats(n, error / last, 0.0, 0, minibatches), _collected(spec, phase, [trainer], scratch)
+        return RoundStats(n, error / last, 0.0, 0, minibatches), collected(spec, phase, [trainer], scratch)
     if phase.learner == "backprop":
         if labels is None:
             raise DataError("backprop needs labels; the rows of this round have none")
@@ -268,31 +222,8 @@ def train(
         loss, correct = supervised.train(
             spec, phase, parameters, state, values, labels, keys, ctx.step, ctx.learning_rates, byte_value(spec)
         )
-        return RoundStats(n, 0.0, loss, correct, minibatches), _flat(spec, phase, parameters)
+        return RoundStats(n, 0.0, loss, correct, minibatches), in_order(spec, phase, parameters)
     return _train_joint(spec, phase, scratch(), state, values, labels, ctx)
-
-
-def _flat(spec: ModelSpec, phase: PhaseSpec, parameters: Ints) -> Trained:
-    """The phase's tensors as slices of a vector."""
-    tensors = [layout(spec)[i] for i in phase_tensors(spec, phase)]
-    return Trained({t.id: parameters[t.offset : t.offset + t.size] for t in tensors})
-
-
-def _collected(
-    spec: ModelSpec, phase: PhaseSpec, trainers: list[_LayerTrainer], scratch: Callable[[], Ints]
-) -> Trained:
-    """What these layers were trained to: integers where they lie, floats added to a vector; the rest lies there too."""
-    tensors: dict[int, Ints] = {}
-    real = [t for t in trainers if not isinstance(t.space, workspaces.IntegerSpace)]
-    if real or phase.learner == "joint":
-        parameters = scratch()
-        for trainer in real:
-            trainer.close(parameters)
-        tensors = _flat(spec, phase, parameters).tensors
-    spaces = {t.layer: t.space for t in trainers if isinstance(t.space, workspaces.IntegerSpace)}
-    for layer, space in spaces.items():
-        tensors |= dict(enumerate(space.trained(), 3 * layer))
-    return Trained(tensors, spaces)
 
 
 def _check_round(
@@ -322,100 +253,6 @@ def _check_targets(spec: ModelSpec, values: AnyRows, labels: Labels) -> None:
         raise DataError("targets hold infinite numbers; a row without targets has NaN")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _LayerTrainer:
-    """One layer of contrastive divergence while it trains: its weights unpacked into a workspace."""
-
-    spec: ModelSpec
-    phase: PhaseSpec
-    layer: int
-    state: State
-    space: workspaces.LayerSpace
-    keys: NDArray[np.uint64]
-    options: Floats
-    factor: float
-    shift: int
-
-    @classmethod
-    def open(
-        cls,
-        spec: ModelSpec,
-        phase: PhaseSpec,
-        layer: int,
-        parameters: Ints,
-        state: State,
-        ctx: RoundContext,
-    ) -> _LayerTrainer:
-        visible, hidden = supervised.layer_sizes(spec, layer)
-        w, a, b = layer_slices(spec, layer, parameters)
-        space = workspaces.take(integer_layer(spec, layer), visible, hidden)
-        shift = 0
-        if phase.weight_bits == 8:
-            shift = cd_layout.one_plane_shift(max(int(w.max()), -int(w.min())))
-        space.load(w, a, b, binary_mask(spec) if layer == 0 else None, shift=shift)
-        space.center(np.asarray(ctx.visible_mean if layer == 0 else state[f"layer{layer}.mu"], np.float32))
-        options = np.zeros(6, np.float32)
-        options[contrastive.MOMENTUM] = phase.momentum
-        options[contrastive.DECAY] = phase.weight_decay
-        options[contrastive.L1] = phase.l1
-        options[contrastive.TARGET] = phase.sparsity_target
-        options[contrastive.COST] = phase.sparsity_cost
-        options[contrastive.MAX_NORM] = phase.max_norm
-        keys = np.array([ctx.run_key & ((1 << 64) - 1), ctx.slot, layer], np.uint64)
-        factor = float(share_divisor(spec, phase, 3 * layer, ctx.slots))
-        return cls(spec, phase, layer, state, space, keys, options, factor, shift)
-
-    def see(self, x: AnyRows) -> None:
-        """Rows that are trained next: an upper layer's offsets follow the mean of what it sees."""
-        if self.layer > 0:
-            name = f"layer{self.layer}."
-            _update_mu(self.state, name, x, byte_of_one(self.spec, self.layer))
-            self.space.center(np.asarray(self.state[name + "mu"], np.float32))
-
-    def run(self, x: AnyRows, rates: Floats, step: int, *, measure: bool) -> tuple[float, int]:
-        """Train all minibatches of ``x``; returns (squared error of the last one, its rows)."""
-        n, batch = x.shape[0], self.phase.batch
-        whole = n // batch
-        local = (np.asarray(rates, np.float64) * self.factor).astype(np.float32)
-        error, last = 0.0, batch
-        if whole:
-            error = self._train(x, 0, whole, batch, local[:whole], step, measure and whole * batch == n)
-        if whole * batch < n:
-            last = n - whole * batch
-            error = self._train(x, whole * batch, 1, last, local[whole:], step + whole, measure)
-        return error, last
-
-    def _train(self, x: AnyRows, first: int, count: int, rows: int, rates: Floats, step: int, measure: bool) -> float:
-        names = ("speed", "hidden_speed", "visible_speed", "lam")
-        arrays = [self.state[f"layer{self.layer}.{name}"] for name in names]
-        persistent = self.phase.learner == "pcd"
-        chains = self.state[f"layer{self.layer}.chains"] if persistent else None
-        return self.space.train(
-            row_view(x), first, count, rows, arrays, chains, rates, self.options, self.keys, step, measure,
-            gibbs=self.phase.k, one=byte_of_one(self.spec, self.layer), shift=self.shift,
-        )  # fmt: skip
-
-    def hidden_of(self, x: AnyRows) -> AnyRows:
-        """Features uint8 [n, H] of rows, by the weights as they are now."""
-        one = byte_of_one(self.spec, self.layer)
-        return self.space.hidden_of(row_view(x), x.shape[0], one, as_bytes=True)
-
-    def close(self, parameters: Ints) -> None:
-        """Write the weights back and hand the workspace on."""
-        self.space.store(*layer_slices(self.spec, self.layer, parameters))
-        workspaces.give(self.space)
-
-
-def _update_mu(state: State, name: str, x: AnyRows, one: int) -> None:
-    """Running mean of an upper layer's visibles: the plain mean of the first rows, then a slow one."""
-    mu, seen = state[name + "mu"], state[name + "mu_rows"]
-    n = x.shape[0]
-    known = min(int(seen[0]), _MU_ROWS)
-    mean = dense_rows(x).sum(axis=0, dtype=np.int64) / float(n * one)
-    mu[:] = mu + (mean - mu) * (n / (n + known))
-    seen[0] += n
-
-
 def _train_joint(
     spec: ModelSpec,
     phase: PhaseSpec,
@@ -431,7 +268,7 @@ def _train_joint(
     and out of ``parameters`` with every minibatch, and are rounded as what is sent is.
     """
     lasting = {
-        n: _LayerTrainer.open(spec, phase, n, parameters, state, ctx)
+        n: LayerTrainer.open(spec, phase, n, parameters, state, ctx)
         for n in range(len(spec.hidden))
         if integer_layer(spec, n) and phase.weight_bits == 16
     }
@@ -443,7 +280,7 @@ def _train_joint(
         y = None if labels is None else labels[i * phase.batch : (i + 1) * phase.batch]
         rates = np.full(1, rate, np.float32)
         for layer in range(len(spec.hidden)):
-            trainer = lasting.get(layer) or _LayerTrainer.open(spec, phase, layer, parameters, state, ctx)
+            trainer = lasting.get(layer) or LayerTrainer.open(spec, phase, layer, parameters, state, ctx)
             trainer.see(x)
             e, rows = trainer.run(x, rates, ctx.step + i, measure=layer == 0)
             if layer == 0:
@@ -461,7 +298,7 @@ def _train_joint(
             )  # fmt: skip
             loss, correct, labelled = loss + batch_loss * known, correct + right, labelled + known
     stats = RoundStats(values.shape[0], error / last, loss / max(labelled, 1), correct, len(ctx.learning_rates))
-    return stats, _collected(spec, phase, list(lasting.values()), lambda: parameters)
+    return stats, collected(spec, phase, list(lasting.values()), lambda: parameters)
 
 
 def warm(spec: ModelSpec, phases: tuple[PhaseSpec, ...] | list[PhaseSpec]) -> None:
