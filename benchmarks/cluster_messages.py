@@ -52,7 +52,7 @@ def updates(manifest: Manifest, count: int) -> list[Sent]:
     state = rounds.fresh_state(manifest, 0, replica.chains[0])
     for i in range(count):
         job = rounds.begin(state, replica.acc, replica.version, RowRange(0, 100 * i, 100))
-        job.parameters += (rng.standard_normal(len(job.parameters)) * 2000).astype(np.int32)
+        job.parameters[:] += (rng.standard_normal(len(job.parameters)) * 2000).astype(np.int32)
         update, spill = rounds.finish(manifest, state, job), None
         payload = update.payload or ()
         if sum(len(part.data) for part in payload) > manifest.inline_bytes:

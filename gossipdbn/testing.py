@@ -304,9 +304,7 @@ class RunHarness:
     def digests(self) -> dict[str, str]:
         """Final digest as each worker states it, and as the log gives it."""
         self.follower.catch_up(time.monotonic())
-        stated = {n: f"{w.digest:016x}" for n, w in self.follower.control.workers.items()
-                  if w.version == self.follower.replica.version}  # fmt: skip
-        return {**stated, "log": f"{self.follower.replica.digest():016x}"}
+        return self.follower.digests()
 
     def assert_replayable(self, jobs: int = 1) -> Verification:
         """Copy the run's records, recompute every update of every slot from them and compare it byte for byte."""

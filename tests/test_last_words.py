@@ -7,14 +7,19 @@ from types import SimpleNamespace
 import pytest
 
 from gossipdbn.launch import train
+from gossipdbn.launch.follow import Follower
 
 
 class Log:
-    """A follower of two closed slots; each worker's state is read at some poll."""
+    """A follower of closed slots; each worker's state is read at some poll."""
+
+    digests = Follower.digests
 
     def __init__(self, said_at: dict[str, int]) -> None:
         owners = [SimpleNamespace(worker=f"{name}#1") for name in said_at]
-        self.replica = SimpleNamespace(chains=[*owners, SimpleNamespace(worker="")])
+        self.replica = SimpleNamespace(
+            chains=[*owners, SimpleNamespace(worker="")], version=(9, 9), digest=lambda: 1
+        )
         self.control = SimpleNamespace(workers={})
         self.polls, self._said_at = 0, said_at
 
@@ -22,14 +27,24 @@ class Log:
         self.polls += 1
         for name, at in self._said_at.items():
             if at == self.polls:
-                self.control.workers[name] = SimpleNamespace(worker=name)
+                self.say(name, (9, 9))
         return 0
+
+    def say(self, name: str, version: tuple[int, ...]) -> None:
+        self.control.workers[name] = SimpleNamespace(worker=name, version=version, digest=1)
 
 
 def test_every_owner_elsewhere_is_waited_for() -> None:
     log = Log({"a": 3, "b": 5})
     train._await_last_words(log, ())  # type: ignore[arg-type]
     assert log.polls == 5
+
+
+def test_who_left_before_the_end_and_came_again_is_waited_for() -> None:
+    log = Log({"a": 4})
+    log.say("a", (7, 9))
+    train._await_last_words(log, ())  # type: ignore[arg-type]
+    assert log.polls == 4
 
 
 def test_own_workers_have_said_theirs() -> None:

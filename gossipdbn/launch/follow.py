@@ -221,6 +221,12 @@ class Follower:
         """Why the run failed, or ""."""
         return next((c.failed for c in self.replica.chains if c.failed), "")
 
+    def digests(self) -> dict[str, str]:
+        """Digest of the log as read so far, hexadecimal ("log"), and as workers state it that have read as much."""
+        have = self.replica.version
+        stated = {n: f"{w.digest:016x}" for n, w in self.control.workers.items() if w.version == have}
+        return {**stated, "log": f"{self.replica.digest():016x}"}
+
     def summary(self) -> Summary:
         """The ledger's sums, with the end marks known so far."""
         if any(r is None for r in self.rows.values()):

@@ -94,9 +94,6 @@ def finish(
     wall["result"] = time.monotonic() - began
     wall["total"] = time.monotonic() - started_s
     s = follower.summary()
-    digests = {w.worker: f"{w.digest:016x}" for w in follower.control.workers.values()
-               if w.version == follower.replica.version}  # fmt: skip
-    digests["log"] = f"{follower.replica.digest():016x}"
     rows = [r for r in follower.rows.values() if r is not None]
     state = "failed" if follower.failed else "finished" if follower.finished else "stopped" if stopped else "open"
     page = folder.path / "report.html"
@@ -105,7 +102,7 @@ def finish(
         test_rows=evaluation.rows if evaluation else 0,
         rows=sum(rows) if len(rows) == follower.manifest.slots else None,
         wall_seconds={k: round(v, 2) for k, v in wall.items()}, updates=follower.ledger.updates,
-        bytes_per_update=round(follower.seen.bytes / max(1, follower.ledger.updates), 1), digests=digests,
+        bytes_per_update=round(follower.seen.bytes / max(1, follower.ledger.updates), 1), digests=follower.digests(),
         ledger=LedgerFacts(s.exact, s.planned_rows, s.trained_rows, s.outstanding_rows, s.revoked_rows, s.problems),
         model=str(folder.model), page=str(page), versions=software(), bootstrap=bootstrap, failed=follower.failed,
         slots=follower.manifest.slots, voids=sum(c.voids for c in follower.replica.chains), claims=follower.seen.claims,

@@ -209,7 +209,7 @@ def _await_last_words(follower: Follower, ours: Container[str]) -> None:
     owners = {c.worker.partition("#")[0] for c in follower.replica.chains[:-1]}
     elsewhere = {name for name in owners if name and name not in ours}
     until_s = time.monotonic() + LAST_WORDS_S
-    while elsewhere - follower.control.workers.keys() and time.monotonic() < until_s:
+    while elsewhere - follower.digests().keys() and time.monotonic() < until_s:
         follower.poll(0.2, time.monotonic())
 
 

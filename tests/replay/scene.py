@@ -46,11 +46,11 @@ def walk(manifest: Manifest, job: rounds.RoundJob, values: Any, labels: Any, tot
     """A quick stand-in: moves every parameter, depending on everything a round may depend on."""
     seed = [job.step, int(dense(values).sum()), job.slot, int(job.parameters.sum()) & 0xFFFF, len(values)]
     move = np.random.default_rng(seed).integers(-(2**20), 2**20, job.parameters.shape)
-    job.parameters += move.astype(np.int32)
+    job.parameters[:] += move.astype(np.int32)
     for name in sorted(job.optimiser):
         state = job.optimiser[name]
         state += np.ones(1, state.dtype)
-        job.parameters += np.int32(state.ravel()[0])
+        job.parameters[:] += np.int32(state.ravel()[0])
     return Stats(len(values))
 
 

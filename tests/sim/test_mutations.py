@@ -16,6 +16,7 @@ from gossipdbn.core.host import Host
 from gossipdbn.core.recompute import Recomputation
 from gossipdbn.core.replica import Replica
 from gossipdbn.core.slot import RUNNING, Slot
+from gossipdbn.core.sums import Sum
 from gossipdbn.core.values import RESET, Accepted, Claim, Malformed, Unknown, Update, Void
 from gossipdbn.kernels import codec
 from gossipdbn.sim import worker as workers
@@ -175,7 +176,7 @@ def unknown_format_rejected(patch: Patch) -> None:
 
 def pending_shared_between_cohosted_slots(patch: Patch) -> None:
     """A round starts from what all slots of the worker have pending."""
-    assigned, parameters = Host._assigned, Slot.parameters
+    assigned, sent = Host._assigned, Slot._sent
 
     def together(self, slot):
         effects = assigned(self, slot)
@@ -184,14 +185,22 @@ def pending_shared_between_cohosted_slots(patch: Patch) -> None:
         return effects
 
     def shared(self):
-        theta = parameters(self)
-        for other in self.others.values():
-            for p in other.pending if other is not self else ():
-                codec.merge(theta, p.deltas)
-        return theta
+        return [d for other in {**self.others, self.slot: self}.values() for d in sent(other)]
 
     patch.setattr(Host, "_assigned", together)
-    patch.setattr(Slot, "parameters", shared)
+    patch.setattr(Slot, "_sent", shared)
+    patch.setattr(Slot, "_check_memory", lambda *_: None)
+
+
+def lent_once_in_the_sum_for_ever(patch: Patch) -> None:
+    """What a round was lent beyond the sum is left there, whether it came back or not."""
+    settled = Sum._with
+
+    def kept(self, beyond):
+        self._beyond = []
+        return settled(self, beyond)
+
+    patch.setattr(Sum, "_with", kept)
     patch.setattr(Slot, "_check_memory", lambda *_: None)
 
 
@@ -211,12 +220,12 @@ def carried_digest(patch: Patch) -> None:
     def digest(acc, base=0):
         return carried[-1] if carried else codec.digest(acc, base)
 
-    def merged(acc, batch, out):
-        computed, largest = codec.merged(acc, batch, out)
+    def measured(acc):
+        computed, largest = codec.measured(acc)
         return (carried[-1] if carried else computed), largest
 
     patch.setattr(Slot, "_round", carrying)
-    patch.setattr(rounds, "codec", SimpleNamespace(**{**vars(codec), "digest": digest, "merged": merged}))
+    patch.setattr(rounds, "codec", SimpleNamespace(**{**vars(codec), "digest": digest, "measured": measured}))
 
 
 def reset_ignored_at_a_snapshot(patch: Patch) -> None:
@@ -261,6 +270,7 @@ MUTATIONS: list[Callable[[Patch], None]] = [
     skipped_claim,
     unknown_format_rejected,
     pending_shared_between_cohosted_slots,
+    lent_once_in_the_sum_for_ever,
     carried_digest,
     reset_ignored_at_a_snapshot,
     end_mark_out_of_band,

@@ -149,7 +149,7 @@ def test_what_cannot_be_recomputed_is_waited_for(tmp_path, caplog):
 
     def otherwise(m, job, *inputs):
         stats = train(m, job, *inputs)
-        job.parameters += 1 << 20
+        job.parameters[:] += 1 << 20
         return stats
 
     wrong = dataclasses.replace(scene, train=otherwise)
