@@ -25,16 +25,9 @@ from pathlib import Path
 import numpy as np
 from kernel_codec import codec
 
+from gossipdbn.kernels.tiers import FORCED
+
 ROOT = Path(__file__).resolve().parent.parent
-AVX2 = "+avx,+avx2,+fma,+sse4.2,+sse4.1,+ssse3,+sse3,+sse2,+popcnt,+bmi,+bmi2"
-AVX512 = AVX2 + ",+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512cd"
-FORCED = {
-    "generic": ("generic", ""),
-    "avx2": ("haswell", AVX2),
-    "avxvnni": ("haswell", AVX2 + ",+avxvnni"),
-    "avx512": ("skylake-avx512", AVX512),
-    "vnni": ("cascadelake", AVX512 + ",+avx512vnni"),
-}
 AVX2_ONLY = {  # everybody else as on such a CPU, too
     "OPENBLAS_CORETYPE": "Haswell",
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
@@ -338,7 +331,7 @@ def clean_environment() -> dict[str, str]:
 def child(tier: str, quick: bool, cpu: int | None, extra: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     env = clean_environment()
     if tier in FORCED:
-        env["NUMBA_CPU_NAME"], env["NUMBA_CPU_FEATURES"] = FORCED[tier]
+        env |= FORCED[tier]
         if tier in ("avx2", "avxvnni"):
             env |= AVX2_ONLY
     args = [sys.executable, __file__, "--child", *(["--quick"] if quick else []), *extra]

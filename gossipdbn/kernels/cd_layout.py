@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gossipdbn.kernels.memory import addr, loadi, loadi_first, prefetch, storei, storei_first
+from gossipdbn.kernels.memory import STRIPE, addr, loadi, loadi_first, prefetch, storei, storei_first
 from gossipdbn.kernels.tiers import inline, kernel
 from gossipdbn.kernels.vectors import add16, iadd, iand, imax, imin, ior, sar, shl, shr, vi
 
@@ -212,16 +212,16 @@ def load_weights(flat, visible, hidden, master, hi, lo, shift):  # type: ignore[
     """
     f, m, h, w = addr(flat), addr(master), addr(hi), addr(lo)
     vp = hi.shape[1] * 4
-    for first in range(0, visible, 16):  # rows are read along, not across
+    for first in range(0, visible, STRIPE):
         for g in range((hidden + 15) >> 4):
             width = min(hidden - g * 16, 16)
-            for v in range(first, min(first + 16, visible), 4):
+            for v in range(first, min(first + STRIPE, visible), 4):
                 at = g * vp + v
                 for i in range(4):
-                    prefetch(f + ((v + i + 16) * hidden + g * 16) * 4)
-                    prefetch(m + (at + i + 16) * 64)
-                prefetch(h + (at + 16) * 16)
-                prefetch(w + (at + 16) * 16)
+                    prefetch(f + ((v + i + STRIPE) * hidden + g * 16) * 4)
+                    prefetch(m + (at + i + STRIPE) * 64)
+                prefetch(h + (at + STRIPE) * 16)
+                prefetch(w + (at + STRIPE) * 16)
                 w0, w1 = _row(f, v, visible, hidden, g, width), _row(f, v + 1, visible, hidden, g, width)
                 w2, w3 = _row(f, v + 2, visible, hidden, g, width), _row(f, v + 3, visible, hidden, g, width)
                 if master.shape[0]:
@@ -237,12 +237,12 @@ def store_weights(flat, visible, hidden, master):  # type: ignore[no-untyped-def
     """Master -> weights int32 [visible * hidden], row-major."""
     f, m = addr(flat), addr(master)
     vp = master.shape[1]
-    for first in range(0, visible, 16):
+    for first in range(0, visible, STRIPE):
         for g in range((hidden + 15) >> 4):
             width = min(hidden - g * 16, 16)
-            for v in range(first, min(first + 16, visible)):
-                prefetch(m + (g * vp + v + 16) * 64)
-                prefetch(f + ((v + 16) * hidden + g * 16) * 4)
+            for v in range(first, min(first + STRIPE, visible)):
+                prefetch(m + (g * vp + v + STRIPE) * 64)
+                prefetch(f + ((v + STRIPE) * hidden + g * 16) * 4)
                 w = loadi(m + (g * vp + v) * 64)
                 if width == 16:
                     storei(f + (v * hidden + g * 16) * 4, w)

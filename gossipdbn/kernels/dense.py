@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from gossipdbn.kernels.memory import (
+    STRIPE,
     addr,
     loadf,
     loadi,
@@ -30,8 +31,6 @@ f4 = np.float32
 UNIT = f4(2.0**-24)
 PER_UNIT = f4(2.0**24)
 _STEP = f4(2.0**29)
-STRIPE = 16
-"""Rows of a matrix that go into panels, or come out, together: its lines are read along, not across."""
 LIMIT = 1 << 30
 
 

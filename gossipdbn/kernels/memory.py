@@ -32,6 +32,8 @@ from gossipdbn.kernels.quick import types
 
 PAGE = 4096
 """How far ahead walks over whole vectors fetch: a CPU's own prefetcher follows them to the end of a page only."""
+STRIPE = 16
+"""Rows of a matrix that go into tiles or panels, or come out, together: its lines are read along, not across."""
 
 
 @intrinsic

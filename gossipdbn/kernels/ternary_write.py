@@ -26,6 +26,7 @@ from gossipdbn.kernels.masks import (
 )
 from gossipdbn.kernels.memory import (
     PAGE,
+    STRIPE,
     addr,
     loadi,
     loadi_first,
@@ -60,8 +61,6 @@ from gossipdbn.kernels.vectors import (
 
 GROUP = 128
 """Codes that share one Rice parameter."""
-STRIPE = 16
-"""Rows of a layer's tiles that are folded together: their lines are read along, not across."""
 _LIMIT = 1 << 30
 _POWERS = 12
 _HIGHEST_OUT = (1 << 63) - 1

@@ -54,6 +54,20 @@ def choose(features: frozenset[str], request_amx: Callable[[], bool]) -> Tier:
     return "avxvnni" if "avxvnni" in features else "avx2"
 
 
+_AVX2 = "+avx,+avx2,+fma,+sse4.2,+sse4.1,+ssse3,+sse3,+sse2,+popcnt,+bmi,+bmi2"
+_AVX512 = _AVX2 + ",+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512cd"
+FORCED: dict[str, dict[str, str]] = {
+    tier: {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features}
+    for tier, cpu, features in (
+        ("generic", "generic", ""),
+        ("avx2", "haswell", _AVX2),
+        ("avxvnni", "haswell", _AVX2 + ",+avxvnni"),
+        ("avx512", "skylake-avx512", _AVX512),
+        ("vnni", "cascadelake", _AVX512 + ",+avx512vnni"),
+    )
+}
+"""Environment in which a process takes a tier, on a CPU that has its features."""
+
 # What a CPU of a tier can also do.
 _BELOW: dict[Tier, Tier] = {"amx": "vnni", "vnni": "avx512", "avx512": "avx2", "avxvnni": "avx2", "avx2": "generic"}
 

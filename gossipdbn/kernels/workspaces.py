@@ -315,11 +315,11 @@ class RealSpace:
 
 
 def gained(flat: Ints, now: AnyArray) -> None:
-    """`dense.moved` for a vector of biases, in place."""
+    """`dense.moved` for a vector of biases, in place; one that is no number goes to a limit, where its run ends."""
     old = np.clip(flat, -dense.LIMIT, dense.LIMIT)
     step = (now[: flat.size] - old.astype(np.float32) * dense.UNIT) * dense.PER_UNIT
-    moved = old.astype(np.int64) + np.rint(np.clip(step, np.float32(-(2.0**29)), np.float32(2.0**29))).astype(np.int64)
-    flat[:] = np.clip(moved, -dense.LIMIT, dense.LIMIT)
+    step = np.where(np.isnan(step), np.where(old < 0, np.inf, -np.inf), np.rint(np.clip(step, -(2.0**29), 2.0**29)))
+    flat[:] = np.clip(old + step, -dense.LIMIT, dense.LIMIT)
 
 
 LayerSpace = IntegerSpace | RealSpace

@@ -156,7 +156,7 @@ def _update_mu(state: State, name: str, x: AnyRows, one: int) -> None:
     mu, seen = state[name + "mu"], state[name + "mu_rows"]
     n = x.shape[0]
     known = min(int(seen[0]), _MU_ROWS)
-    mean = dense_rows(x).sum(axis=0, dtype=np.int64) / float(n * one)
+    mean = dense_rows(x).sum(axis=0, dtype=np.uint32) / float(n * one)  # bytes of fewer than 2^24 rows
     mu[:] = mu + (mean - mu) * (n / (n + known))
     seen[0] += n
 

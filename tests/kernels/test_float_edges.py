@@ -214,3 +214,11 @@ def test_no_float_kernel_touches_memory_outside_its_arrays(guarded, v, h, rows, 
         reading.reconstruct(spec, p, x)
     reading.transform(spec, p, x)
     check()
+
+
+def test_biases_that_are_no_numbers_go_to_a_limit_and_others_by_what_they_gained():
+    old = np.array([5, -5, 1 << 29, -(1 << 31), 7, 7, 0], np.int32)
+    now = np.array([np.nan, np.nan, 33.0, 0.0, np.inf, -np.inf, 2.0**-24], np.float32)
+    workspaces.gained(old, now)
+    top = 1 << 30
+    assert old.tolist() == [-top, top, (1 << 29) + (1 << 24), -(1 << 29), (1 << 29) + 7, 7 - (1 << 29), 1]

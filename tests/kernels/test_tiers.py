@@ -22,15 +22,6 @@ from tests.kernels.state_digest import PARTS
 HERE = Path(__file__).parent
 GOLDEN = json.loads((HERE / "golden.json").read_text())
 HOST = {f[1:] for f in llvm.get_host_cpu_features().flatten().split(",") if f.startswith("+")}
-AVX2 = "+avx,+avx2,+fma,+sse4.2,+sse4.1,+ssse3,+sse3,+sse2,+popcnt,+bmi,+bmi2"
-AVX512 = AVX2 + ",+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512cd"
-FORCED = {
-    "generic": ("generic", "", set()),
-    "avx2": ("haswell", AVX2, {"avx2", "fma"}),
-    "avxvnni": ("haswell", AVX2 + ",+avxvnni", {"avx2", "fma", "avxvnni"}),
-    "avx512": ("skylake-avx512", AVX512, {"avx512bw", "avx512vl", "avx512dq"}),
-    "vnni": ("cascadelake", AVX512 + ",+avx512vnni", {"avx512bw", "avx512vl", "avx512dq", "avx512vnni"}),
-}
 
 
 def test_goldens_belong_to_this_numerics_version():
@@ -50,12 +41,12 @@ def test_golden_digest_of_this_process(part):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tier", sorted(FORCED))
+@pytest.mark.parametrize("tier", sorted(tiers.FORCED))
 def test_other_tiers_give_the_same_bits(tier):
-    cpu, features, needed = FORCED[tier]
+    needed = {f[1:] for f in tiers.FORCED[tier]["NUMBA_CPU_FEATURES"].split(",") if f}
     if not needed <= HOST:
         pytest.skip(f"this CPU lacks {', '.join(sorted(needed - HOST))}")
-    env = os.environ | {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features}
+    env = os.environ | tiers.FORCED[tier]
     run = subprocess.run(
         [sys.executable, "-m", "tests.kernels.state_digest"], env=env, cwd=HERE.parent.parent, capture_output=True,
         text=True, timeout=590, check=False,
@@ -71,7 +62,7 @@ def test_tiers_give_the_same_bits_where_their_instructions_are_emulated(tier):
     """So the tile unit's passes are proved on machines without one: here compiled for a CPU with AVX2 and no more."""
     if {"avx2", "fma"} - HOST:
         pytest.skip("this CPU lacks avx2 or fma")
-    env = os.environ | {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": AVX2}
+    env = os.environ | tiers.FORCED["avx2"]
     parts = ["binary cd", "grey cd-3"] if tier == "amx" else ["binary cd", "codec"]
     run = subprocess.run(
         [sys.executable, "-m", "tests.kernels.emulated", tier, *parts], env=env, cwd=HERE.parent.parent,
