@@ -68,6 +68,8 @@ def alone(path: str, seconds: float) -> None:
         rows = values[first : first + phase.batch * phase.tau]
         job = rounds.begin(state, replica.acc, replica.version, RowRange(0, first, len(rows)))
         rounds.run(manifest, job, rows, None, 6000)
+        if job.trained is not None:
+            job.trained.give_back()
         done += len(rows)
     print(done / (time.monotonic() - began))
 

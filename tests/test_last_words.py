@@ -13,13 +13,11 @@ from gossipdbn.launch.follow import Follower
 class Log:
     """A follower of closed slots; each worker's state is read at some poll."""
 
-    digests = Follower.digests
+    level = Follower.level
 
     def __init__(self, said_at: dict[str, int]) -> None:
         owners = [SimpleNamespace(worker=f"{name}#1") for name in said_at]
-        self.replica = SimpleNamespace(
-            chains=[*owners, SimpleNamespace(worker="")], version=(9, 9), digest=lambda: 1
-        )
+        self.replica = SimpleNamespace(chains=[*owners, SimpleNamespace(worker="")], version=(9, 9))
         self.control = SimpleNamespace(workers={})
         self.polls, self._said_at = 0, said_at
 

@@ -106,10 +106,11 @@ class RoundTrained:
 
 @dataclass(frozen=True, slots=True)
 class RoundFailed:
-    """Training or its rows failed in a way that would repeat: the slot closes as failed."""
+    """Training or its rows failed in a way that would repeat: the slot closes as failed. ``job``: which round."""
 
     slot: int
     reason: str
+    job: RoundJob | None = None
 
 
 @dataclass(frozen=True, slots=True)

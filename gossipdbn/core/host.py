@@ -32,7 +32,7 @@ from gossipdbn.core.events import (
     Wire,
 )
 from gossipdbn.core.replica import Replica
-from gossipdbn.core.slot import CLAIMING, CLOSED, RECOVERING, RUNNING, Settings, Slot
+from gossipdbn.core.slot import CLAIMING, CLOSED, RECOVERING, RUNNING, Pending, Settings, Slot
 from gossipdbn.core.values import RESET, Payload, Undecided, Void
 from gossipdbn.errors import LocalProtocolError
 
@@ -76,8 +76,8 @@ class Host:
                 return self._each(s.tick(now_s) for s in list(self.slots.values()))
             case RoundTrained(job=job):
                 return self.slots[job.slot].trained(event) if job.slot in self.slots else []
-            case RoundFailed(slot=slot, reason=reason):
-                return self._of(slot, lambda s: s.failed(reason))
+            case RoundFailed(slot=slot, reason=reason, job=job):
+                return self._of(slot, lambda s: s.failed(reason, job))
             case TauChosen(slot=slot, phase=phase, tau=tau):
                 return self._of(slot, lambda s: s.choose_tau(phase, tau))
             case CadenceChosen(every_s=every_s):
@@ -128,8 +128,12 @@ class Host:
 
     def under_way(self, partition: int, raw: bytes) -> Payload | None:
         """The payload of an own update that was sent and is not read back yet."""
+        own = self._own(partition, raw)
+        return own.payload if own else None
+
+    def _own(self, partition: int, raw: bytes) -> Pending | None:
         slot = self.slots.get(partition)
-        return next((p.payload for p in slot.pending if p.raw == raw), None) if slot is not None else None
+        return next((p for p in slot.pending if p.raw == raw), None) if slot is not None else None
 
     def reset(self, slot: int, why: str) -> list[Effect]:
         """Give a hosted slot up and claim it again with reset: residual, optimiser and chains begin empty."""
@@ -138,7 +142,8 @@ class Host:
     # ---- events -----------------------------------------------------------------------------------------------------
     def _logged(self, event: Logged) -> list[Effect]:
         partition = event.partition
-        verdict = self.replica.read(partition, event.offset, event.raw, event.payload)
+        own = self._own(partition, event.raw)
+        verdict = self.replica.read(partition, event.offset, event.raw, event.payload, own.deltas if own else ())
         if isinstance(verdict, Undecided):
             self.held[partition] = verdict.reason
             return [Hold(partition, event.offset, event.raw, verdict.reason, verdict.wants)]

@@ -108,8 +108,14 @@ class Replica:
         """All slots are closed: the parameters are final."""
         return all(c.closed for c in self.chains[:-1])
 
-    def read(self, partition: int, offset: int, raw: bytes, fetched: Payload | None = None) -> Verdict:
-        """Give the verdict on the next record of a partition, and merge it if accepted: the only door for change."""
+    def read(
+        self, partition: int, offset: int, raw: bytes, fetched: Payload | None = None,
+        own: Sequence[codec.Deltas] = (),
+    ) -> Verdict:  # fmt: skip
+        """Give the verdict on the next record of a partition, and merge it if accepted: the only door for change.
+
+        ``own``: the record's deltas as its owner has them, and lends them to its rounds.
+        """
         chain = self.chains[partition]
         if offset != chain.offset:
             raise LocalProtocolError(f"updates partition {partition}: read offset {offset}, expected {chain.offset}")
@@ -119,7 +125,7 @@ class Replica:
         self.chains[partition] = chains.fold(self.manifest, chain, raw, verdict)
         if isinstance(verdict, Accepted) and not isinstance(verdict.message, Claim):
             m = verdict.message
-            self._sum.add(verdict.deltas)
+            self._sum.add(own or verdict.deltas)
             self._sums[partition].append((self._sums[partition][-1] + m.digest) & _MASK)
             for stated in self._complete(partition):
                 self._check_start_digest(stated)

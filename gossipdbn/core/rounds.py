@@ -34,7 +34,7 @@ from gossipdbn.core.values import (
     Update,
     Version,
 )
-from gossipdbn.errors import SnapshotCorrupt, SnapshotMissing
+from gossipdbn.errors import LocalProtocolError, SnapshotCorrupt, SnapshotMissing
 from gossipdbn.kernels import codec, workspaces
 from gossipdbn.models import learners
 from gossipdbn.models.rows import AnyRows
@@ -98,7 +98,7 @@ class RoundJob:
     """One round to train.
 
     ``start`` int32 [P] is the replica itself, lent until the round is finished, with what the slot has sent beyond it.
-    ``trained`` says where the parameters lie once they are; in ``parameters`` if nobody has.
+    ``trained`` says where the parameters lie once they are; who trains without it changes ``parameters``.
     """
 
     slot: int
@@ -117,6 +117,8 @@ class RoundJob:
     @property
     def parameters(self) -> NDArray[np.int32]:
         """A copy of ``start`` (int32 [P]) to be trained in place; it is made when somebody asks for it."""
+        if self.trained is not None and self.trained.spaces:
+            raise LocalProtocolError("this round was trained in workspaces: nothing reads its parameters as one vector")
         if self.vector is None:
             self.vector = self.spare.take(self.start.size)
             self.vector[:] = self.start

@@ -281,11 +281,13 @@ class Slot:
     def _sent(self) -> list[codec.Deltas]:
         return [d for p in self.pending for d in p.deltas]
 
-    def parameters(self) -> tuple[NDArray[np.int32], int]:
-        """The replica plus the own pending updates, int32 [P], and its digest: what the next round starts from."""
-        theta = self._spare.take(self._replica.acc.size)
-        digest, _ = codec.merged(self._replica.acc, self._sent(), theta)
-        return theta, digest
+    def _start(self) -> tuple[NDArray[np.int32], int]:
+        """What the next round would start from, int32 [P], until somebody looks at the replica; its digest, checked."""
+        start = self._replica.lend(self._sent())
+        self._replica.give_back(start)
+        digest, _ = codec.measured(start)
+        self._check_memory(digest, self.pending)
+        return start, digest
 
     def work(self, snapshot_free: bool) -> list[Effect]:
         """The next thing to do: a snapshot that is due, a closing update, or a round to train; [] while waiting."""
@@ -382,15 +384,16 @@ class Slot:
         self._replica.give_back(event.job.start)
         return self._publish(self.state, update, event.job.start_version)
 
-    def failed(self, reason: str) -> list[Effect]:
+    def failed(self, reason: str, job: rounds.RoundJob | None) -> list[Effect]:
         """Training cannot go on: ``work`` closes the slot as failed, so that nobody crashes on it in a loop."""
+        if job is not None:
+            self._replica.give_back(job.start)
         if self.state is not None and not self.state.closed:
             self.busy, self._failure = False, reason
         return []
 
     def _publish_closing(self, state: rounds.SlotState, version: Version, kind: int, note: str = "") -> list[Effect]:
-        digest = self.parameters()[1]  # and no name for the vector, which goes at once
-        self._check_memory(digest, self.pending)
+        _, digest = self._start()
         self._spare.clear()  # a closing update has four bytes a parameter: the large arrays of rounds go first
         update = rounds.closing(self._manifest, state, digest, version, kind, Metrics(), note)
         return self._publish(state, update, version)
@@ -425,8 +428,7 @@ class Slot:
         the own updates in it. Nobody waits for that.
         """
         self._snapshot_s, self.snapshot_seq, self._copied = self._now_s, state.seq, state.seq
-        parameters, digest = self.parameters() if self.pending else (self._replica.acc, self._replica.digest())
-        self._check_memory(digest, self.pending)
+        parameters, digest = self._start()
         snapshot = Snapshot(self.slot, parameters, tuple(self._replica.chains), replace(state), digest)
         return [StoreSnapshot(snapshot), *self._snapshot_whole()]
 

@@ -39,7 +39,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from gossipdbn.kernels.codec_kernels import add_int8, add_runs, assemble, encode_int8, read_int8, survey
+from gossipdbn.kernels.codec_kernels import add_int8, add_runs, encode_int8, read_int8, survey
 from gossipdbn.kernels.digests import digest_words, largest
 from gossipdbn.kernels.ternary_read import HEADER, MALFORMED, OUTSIDE, SCALE, decode_ternary
 from gossipdbn.kernels.ternary_write import encode_ternary, fold_residual, fold_tiles
@@ -190,20 +190,6 @@ def merge(acc: Ints, batch: Sequence[Deltas]) -> None:
         add_runs(acc, np.concatenate([d.runs for d in batch]))
 
 
-def merged(acc: Ints, batch: Sequence[Deltas], out: Ints) -> tuple[int, int]:
-    """``acc`` with a batch added, in ``out`` (int32 [P] both, contiguous): its `digest` and `max_abs`, in one pass."""
-    if out.shape != acc.shape or not out.flags.c_contiguous:
-        raise ValueError("parameters are put together in one contiguous vector of their size")
-    if any(d.values.size or d.codes.size for d in batch):
-        out[:] = acc
-        merge(out, batch)
-        acc, batch = out, ()
-    _merge_dense(acc, batch)  # checks the sizes
-    runs = np.concatenate([d.runs for d in batch]) if batch else np.zeros((0, 3), np.int64)
-    total, high = assemble(acc, runs, out)
-    return int(total) & _MASK, int(high)
-
-
 def measured(acc: Ints) -> tuple[int, int]:
     """`digest` and `max_abs` of accumulators (int32 [P], contiguous), in one pass."""
     total, high = survey(acc)
@@ -255,7 +241,6 @@ def warm() -> None:
         deltas = read(codec, data, 2, 16)
         merge(now, [deltas, deltas])
         fold_and_quantise(codec, np.zeros((2, 16), np.int32), now.reshape(1, 2, 16), acc, 1, 4)
-        merged(now, [deltas], np.empty_like(now))
         measured(now)
     digest(now)
     max_abs(now)

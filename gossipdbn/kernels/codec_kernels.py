@@ -11,13 +11,12 @@ import numpy as np
 
 from gossipdbn.kernels.digests import digest_values, largest_value
 from gossipdbn.kernels.masks import leading_zeros
-from gossipdbn.kernels.memory import PAGE, addr, load8s, loadi, peek, poke, prefetch, store8, storei
+from gossipdbn.kernels.memory import addr, load8s, loadi, peek, poke, store8, storei
 from gossipdbn.kernels.tiers import inline, kernel
 from gossipdbn.kernels.vectors import iabs, iadd, iand, ihighest, imax, imin, isub, sar, shl, vi
 
 SCALE, OUTSIDE, HEADER = 1, 2, 3
 _PIECE = 1 << 16  # accumulators, 256 kB: half of the smallest second-level cache in use
-_PART = 1 << 14  # where they are also copied, and read twice more
 _NEAR = 1 << 12  # where they are read twice: 16 kB, half of a first-level cache
 
 
@@ -129,26 +128,6 @@ def add_runs(acc, runs):
     """
     for edge in range(_PIECE, acc.size + _PIECE, _PIECE):
         _add_below(addr(acc), runs, edge)
-
-
-@kernel
-def assemble(acc, runs, out):
-    """Copy accumulators to ``out`` and add runs there: (digest, largest magnitude) of what came of it, in one pass."""
-    at, to = addr(acc), addr(out)
-    total, high = np.int64(0), np.int64(0)
-    for first in range(0, acc.size, _PART):
-        stop = min(first + _PART, acc.size)
-        whole = first + (stop - first) // 16 * 16
-        for i in range(first, whole, 16):
-            prefetch(at + i * 4 + PAGE)
-            prefetch(to + i * 4 + PAGE)
-            storei(to + i * 4, loadi(at + i * 4))
-        for i in range(whole, stop):
-            out[i] = acc[i]
-        _add_below(to, runs, stop)
-        total += digest_values(out, first, stop - first, first)
-        high = max(high, largest_value(out, first, stop))
-    return total, high
 
 
 @kernel

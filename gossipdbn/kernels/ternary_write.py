@@ -136,9 +136,9 @@ def fold_stripe(residual, tiles, tall, start, factor, power, first, last, cols):
 @kernel
 def fold_tiles(residual, tiles, tall, start, factor, rows, cols):
     """`fold_residual` from tiles."""
+    power = power_of(factor)
     for first in range(0, rows, STRIPE):
-        last = min(first + STRIPE, rows)
-        fold_stripe(residual, tiles, tall, start, factor, power_of(factor), first, last, cols)
+        fold_stripe(residual, tiles, tall, start, factor, power, first, min(first + STRIPE, rows), cols)
 
 
 @inline

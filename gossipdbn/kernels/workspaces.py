@@ -145,14 +145,17 @@ class IntegerSpace:
             x, scratch[0], a[cd_layout.HI], a[cd_layout.LO], a[cd_layout.NB_H], scratch[1], self.visible, self.hidden,
             one, p, bytes_,
         )  # fmt: skip
+        _give(self._scratch_key, scratch)
         return out
 
     def _scratch(self) -> tuple[AnyArray, AnyArray]:
-        key = ("hidden_of", cd_layout.padded(self.visible))
-        spare = _POOL.setdefault(key, [])
-        if not spare:
-            spare.append((aligned((_BLOCK, key[1]), np.uint8), aligned((2048,), np.int32)))
-        return spare[0]  # type: ignore[return-value]
+        spare = _spare(self._scratch_key)
+        rows = (_BLOCK, cd_layout.padded(self.visible))
+        return spare or (aligned(rows, np.uint8), aligned((2048,), np.int32))  # type: ignore[return-value]
+
+    @property
+    def _scratch_key(self) -> tuple[object, ...]:
+        return ("hidden_of", cd_layout.padded(self.visible))
 
 
 def _chains_in(chains: AnyArray, states: AnyArray) -> None:
@@ -387,15 +390,21 @@ class StackSpace:
 
 def take(integer: bool, visible: int, hidden: int) -> LayerSpace:
     """A layer's workspace from the pool, or a new one."""
-    spare = _POOL.get((integer, visible, hidden))
-    if spare:
-        return spare.pop()  # type: ignore[return-value]
-    return (IntegerSpace if integer else RealSpace).new(visible, hidden)
+    spare = _spare((integer, visible, hidden))
+    return spare or (IntegerSpace if integer else RealSpace).new(visible, hidden)  # type: ignore[return-value]
 
 
 def give(space: LayerSpace) -> None:
     """Back to the pool."""
     _give((isinstance(space, IntegerSpace), space.visible, space.hidden), space)
+
+
+def _spare(key: tuple[object, ...]) -> object | None:
+    """One that was given back, or None. Another thread may be faster between a look and a pop."""
+    try:
+        return _POOL[key].pop()
+    except (KeyError, IndexError):
+        return None
 
 
 def _give(key: tuple[object, ...], space: object) -> None:
@@ -415,8 +424,7 @@ def clear() -> None:
 
 def take_stack(sizes: tuple[tuple[int, int], ...], kinds: tuple[int, ...], rows: int) -> StackSpace:
     """A stack's workspace from the pool, or a new one."""
-    spare = _POOL.get((sizes, kinds, rows))
-    return spare.pop() if spare else StackSpace.new(sizes, kinds, rows)  # type: ignore[return-value]
+    return _spare((sizes, kinds, rows)) or StackSpace.new(sizes, kinds, rows)  # type: ignore[return-value]
 
 
 def give_stack(space: StackSpace) -> None:

@@ -221,11 +221,14 @@ class Follower:
         """Why the run failed, or ""."""
         return next((c.failed for c in self.replica.chains if c.failed), "")
 
-    def digests(self) -> dict[str, str]:
-        """Digest of the log as read so far, hexadecimal ("log"), and as workers state it that have read as much."""
+    def level(self) -> dict[str, int]:
+        """Digest that each worker states which has read as much as this follower."""
         have = self.replica.version
-        stated = {n: f"{w.digest:016x}" for n, w in self.control.workers.items() if w.version == have}
-        return {**stated, "log": f"{self.replica.digest():016x}"}
+        return {name: w.digest for name, w in self.control.workers.items() if w.version == have}
+
+    def digests(self) -> dict[str, str]:
+        """Digests, hexadecimal, of the log as read so far ("log"), and as workers state it that have read as much."""
+        return {name: f"{d:016x}" for name, d in (*self.level().items(), ("log", self.replica.digest()))}
 
     def summary(self) -> Summary:
         """The ledger's sums, with the end marks known so far."""

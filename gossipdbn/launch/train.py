@@ -205,11 +205,14 @@ def _run(s: Session, stop: threading.Event) -> TrainResult:
 
 
 def _await_last_words(follower: Follower, ours: Container[str]) -> None:
-    """Workers elsewhere say what they hold when they leave, soon after the last update. ``ours`` have left already."""
+    """Workers elsewhere say what they hold when they leave, soon after the last update. ``ours`` have left already.
+
+    One that left for good before the end, its slots closed, says no more: it is waited for in vain.
+    """
     owners = {c.worker.partition("#")[0] for c in follower.replica.chains[:-1]}
     elsewhere = {name for name in owners if name and name not in ours}
     until_s = time.monotonic() + LAST_WORDS_S
-    while elsewhere - follower.digests().keys() and time.monotonic() < until_s:
+    while elsewhere - follower.level().keys() and time.monotonic() < until_s:
         follower.poll(0.2, time.monotonic())
 
 

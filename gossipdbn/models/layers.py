@@ -47,16 +47,16 @@ class Trained:
 
     Attributes
     ----------
-    tensors : of each tensor's id its parameters, int32 in units 2^-24: flat, or, weights of a layer that trains in
-        integers, the tiles [G, Vp, 16] of its workspace (`kernels.cd_layout`). To be read before ``give_back``.
-    spaces : the workspaces, of each such layer.
+    tensors : of each tensor's id its parameters, int32 in units 2^-24: flat, or the tiles [G, Vp, 16] of a workspace
+        for weights that were left there (`kernels.cd_layout`). To be read before ``give_back``.
+    spaces : the workspaces, of each layer that was left in one.
     """
 
     tensors: dict[int, Ints]
     spaces: dict[int, workspaces.IntegerSpace] = field(default_factory=dict)
 
     def store(self, spec: ModelSpec, parameters: Ints) -> None:
-        """Write it into a flat vector int32 [P], and give the workspaces back."""
+        """Write what lies in workspaces into the vector int32 [P] that holds the rest, and give them back."""
         for layer, space in self.spaces.items():
             space.store(*layer_slices(spec, layer, parameters))
         self.give_back()
@@ -98,7 +98,8 @@ class LayerTrainer:
         if phase.weight_bits == 8:
             shift = cd_layout.one_plane_shift(max(int(w.max()), -int(w.min())))
         space.load(w, a, b, binary_mask(spec) if layer == 0 else None, shift=shift)
-        space.center(np.asarray(ctx.visible_mean if layer == 0 else state[f"layer{layer}.mu"], np.float32))
+        if layer == 0:
+            space.center(np.asarray(ctx.visible_mean, np.float32))
         options = np.zeros(6, np.float32)
         options[contrastive.MOMENTUM] = phase.momentum
         options[contrastive.DECAY] = phase.weight_decay
@@ -111,7 +112,7 @@ class LayerTrainer:
         return cls(spec, phase, layer, state, space, keys, options, factor, shift)
 
     def see(self, x: AnyRows) -> None:
-        """Rows that are trained next: an upper layer's offsets follow the mean of what it sees."""
+        """Rows that are trained next; before `run`. An upper layer's offsets follow the mean of what it sees."""
         if self.layer > 0:
             name = f"layer{self.layer}."
             _update_mu(self.state, name, x, byte_of_one(self.spec, self.layer))
@@ -141,7 +142,7 @@ class LayerTrainer:
         )  # fmt: skip
 
     def hidden_of(self, x: AnyRows) -> AnyRows:
-        """Features uint8 [n, H] of rows, by the weights as they are now."""
+        """Features uint8 [n, H] of rows, by the weights as they are now. They must have both planes: 16 bits."""
         one = byte_of_one(self.spec, self.layer)
         return self.space.hidden_of(row_view(x), x.shape[0], one, as_bytes=True)
 

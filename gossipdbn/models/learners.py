@@ -201,7 +201,7 @@ def train(
     """As `train_round`, but what comes of it stays where it was trained, and ``start`` int32 [P] is only read.
 
     ``scratch`` gives a vector like ``start`` that may change, for learners that need one: those in floats add to it
-    what they gained. It is asked once at most.
+    what they gained, live ones keep the head there. It is asked once at most.
     """
     _check_phase(spec, phase)
     values = checked_rows(spec, values)

@@ -239,7 +239,10 @@ class _Scratch(Replica):
             self._last = Accepted(m)
         return self._last
 
-    def read(self, partition: int, offset: int, raw: bytes, fetched: Payload | None = None) -> Verdict:
+    def read(
+        self, partition: int, offset: int, raw: bytes, fetched: Payload | None = None,
+        own: Sequence[codec.Deltas] = (),
+    ) -> Verdict:  # fmt: skip
         """Fold and merge the record that was judged just now."""
         verdict = self._last
         if offset != self.chains[partition].offset or isinstance(verdict, Undecided):

@@ -52,6 +52,8 @@ def measure(tau: int = 10, times: int = 20, batch: int = 100, visible: int = 784
     def train() -> rounds.RoundJob:
         job = rounds.begin(state, replica.acc, replica.version, RowRange(0, 0, batch * tau))
         rounds.run(m, job, values, None, 0)
+        assert job.trained is not None
+        job.trained.give_back()  # to the next round; until then its update can be made from it
         return job
 
     trained = train()

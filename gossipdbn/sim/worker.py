@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 __all__ = ["Worker"]
 
 IDLE_S = 0.03
+LOOKS_EVERY = 3
+"""Turns from one look at a replica to the next: a look ends what rounds are lent beyond it, which workers seldom do."""
 
 
 class Worker:
@@ -135,7 +137,8 @@ class Worker:
         except LocalProtocolError as e:
             self.world.stopped_itself(self, str(e))
             return
-        self.world.checker.replica_of(self.name, self.host.replica) if not self.damaged else None
+        if not self.damaged and self._turns % LOOKS_EVERY == 0:
+            self.world.checker.replica_of(self.name, self.host.replica)
         if self.alive:
             self.wake((0.001 if soon else IDLE_S) * self.pace)
 
@@ -310,7 +313,7 @@ class Worker:
             return
         self.job = None
         if job.slot in self.world.poisoned:
-            self.mail.append(ev.RoundFailed(job.slot, "a row that cannot be trained"))
+            self.mail.append(ev.RoundFailed(job.slot, "a row that cannot be trained", job))
         else:
             try:
                 values, labels, total = self.rows[job.slot].get(job.rows) if job.slot in self.rows else (None, None, 0)
@@ -318,7 +321,7 @@ class Worker:
                     self.world.train(self.world.manifest, job, values, labels, total)
                     self.mail.append(ev.RoundTrained(job, self.metrics_of(job)))
             except DataError as e:
-                self.mail.append(ev.RoundFailed(job.slot, str(e)))
+                self.mail.append(ev.RoundFailed(job.slot, str(e), job))
         self.wake(0.0)
 
     def _publish(self, effect: ev.Publish) -> None:

@@ -337,7 +337,7 @@ class Worker:
             values, labels, total = self.rows[job.slot].get(job.rows)
             stats = self._train(self.manifest, job, values, labels, total)
         except DataError as e:
-            self._step(ev.RoundFailed(job.slot, str(e)))
+            self._step(ev.RoundFailed(job.slot, str(e), job))
             return
         taken = self._clock.monotonic_s() - started
         self.rounds += 1

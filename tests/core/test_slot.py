@@ -55,7 +55,7 @@ def test_a_slot_is_read_to_its_end_before_it_is_claimed():
 
 
 def test_the_arrays_of_rounds_go_before_a_closing_update_is_made(monkeypatch):
-    """It has four bytes a parameter, and what rounds use as much as 14: a large layer has no room for both."""
+    """It has four bytes a parameter, and what rounds use as much as 8: a large layer has no room for both."""
     b = Bench(M)
     b.own(0)
     spare, closing, kept = b.host.slots[0]._spare, rounds.closing, []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from gossipdbn.core.sums import Sum
 from gossipdbn.kernels import codec
@@ -105,26 +106,37 @@ def test_equal_updates_are_as_many_as_they_are() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_is_lent_and_read_it_is_the_sum(seed: int) -> None:
+    """Updates of all codecs, each another; what comes back is the owner's deltas, or the same bytes read again."""
     rng = np.random.default_rng(seed)
-    s, total, out = Sum(np.zeros(4, np.int32)), 0, []
-    pending: list[codec.Deltas] = []
-    for _ in range(200):
+    s, total = Sum(np.zeros(60, np.int32)), np.zeros(60, np.int32)
+    out: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
+    pending: list[tuple[int, bytes, codec.Deltas]] = []
+
+    def update() -> tuple[int, bytes, codec.Deltas]:
+        kind = int(rng.choice([codec.EXACT, codec.TERNARY, codec.INT8]))
+        d = np.where(rng.random((3, 20)) < 0.3, rng.integers(-90_000, 90_000, (3, 20)), 0).astype(np.int32)
+        data = codec.quantise(kind, d, 4)
+        return kind, data, codec.read(kind, data, 3, 20)
+
+    for _ in range(300):
         match rng.integers(6):
             case 0:
-                pending.append(ones())
-            case 1 if pending:
-                s.add([pending.pop(0)])
-                total += 1
-            case 2:
-                s.add([ones()])
-                total += 1
+                pending.append(update())
+            case 1 | 2:
+                kind, data, deltas = pending.pop(0) if pending and rng.random() < 0.7 else update()
+                s.add([codec.read(kind, data, 3, 20) if rng.random() < 0.3 else deltas])
+                codec.merge(total, [deltas])
             case 3:
-                out.append((s.lend(pending), total + len(pending)))
-                assert out[-1][0].tolist() == [out[-1][1]] * 4
+                expected = total.copy()
+                codec.merge(expected, [d for _, _, d in pending])
+                out.append((s.lend([d for _, _, d in pending]), expected))
+                np.testing.assert_array_equal(*out[-1])
             case 4 if out:
                 lent, had = out.pop(rng.integers(len(out)))
-                assert lent.tolist() == [had] * 4
+                np.testing.assert_array_equal(lent, had)
                 s.give_back(lent)
-            case 5:
-                assert s.total.tolist() == [total] * 4
-    assert all(lent.tolist() == [had] * 4 for lent, had in out)
+            case 5 if rng.random() < 0.3:
+                np.testing.assert_array_equal(s.total, total)
+    for lent, had in out:
+        np.testing.assert_array_equal(lent, had)
+    np.testing.assert_array_equal(s.total, total)

@@ -238,25 +238,6 @@ def test_one_pass_of_many_updates_equals_one_after_the_other():
     np.testing.assert_array_equal(together, apart)
 
 
-@pytest.mark.parametrize("kinds", [(codec.TERNARY,), (codec.TERNARY, codec.INT8, codec.EXACT), ()])
-@pytest.mark.parametrize("size", [1, 40, 70_000])
-def test_putting_together_equals_copying_adding_and_looking(kinds, size):
-    rng = np.random.default_rng(8)
-    acc = rng.integers(-(2**30), 2**30, size).astype(np.int32)
-    batch = []
-    for kind in kinds * 3:
-        d = np.where(rng.random((1, size)) < 0.1, rng.integers(-9000, 9000, (1, size)), 0).astype(np.int32)
-        batch.append(codec.read(kind, codec.quantise(kind, d, 4), 1, size, 4))
-    expected, out, before = acc.copy(), np.full(size, 7, np.int32), acc.copy()
-    codec.merge(expected, batch)
-    found = codec.merged(acc, batch, out)
-    np.testing.assert_array_equal(out, expected)
-    np.testing.assert_array_equal(acc, before)
-    assert found == (codec.digest(expected), codec.max_abs(expected))
-    with pytest.raises(ValueError, match="their size"):
-        codec.merged(acc, batch, np.empty(size + 1, np.int32))
-
-
 @pytest.mark.parametrize("kind", [codec.EXACT, codec.TERNARY, codec.INT8])
 def test_negated_deltas_take_back_what_was_added(kind):
     rng = np.random.default_rng(9)
