@@ -111,15 +111,12 @@ class LayerTrainer:
         factor = float(share_divisor(spec, phase, 3 * layer, ctx.slots))
         return cls(spec, phase, layer, state, space, keys, options, factor, shift)
 
-    def see(self, x: AnyRows) -> None:
-        """Rows that are trained next; before `run`. An upper layer's offsets follow the mean of what it sees."""
-        if self.layer > 0:
+    def run(self, x: AnyRows, rates: Floats, step: int, *, measure: bool) -> tuple[float, int]:
+        """Train all minibatches of ``x``; returns (squared error of the last one, its rows)."""
+        if self.layer > 0:  # its offsets follow the mean of what it sees
             name = f"layer{self.layer}."
             _update_mu(self.state, name, x, byte_of_one(self.spec, self.layer))
             self.space.center(np.asarray(self.state[name + "mu"], np.float32))
-
-    def run(self, x: AnyRows, rates: Floats, step: int, *, measure: bool) -> tuple[float, int]:
-        """Train all minibatches of ``x``; returns (squared error of the last one, its rows)."""
         n, batch = x.shape[0], self.phase.batch
         whole = n // batch
         local = (np.asarray(rates, np.float64) * self.factor).astype(np.float32)

@@ -212,7 +212,6 @@ def train(
     if phase.learner in ("cd", "pcd"):
         x = features_below(spec, start, values, phase.layer)
         trainer = LayerTrainer.open(spec, phase, phase.layer, start, state, ctx)
-        trainer.see(x)
         error, last = trainer.run(x, ctx.learning_rates, ctx.step, measure=True)
         return RoundStats(n, error / last, 0.0, 0, minibatches), collected(spec, phase, [trainer], scratch)
     if phase.learner == "backprop":
@@ -281,7 +280,6 @@ def _train_joint(
         rates = np.full(1, rate, np.float32)
         for layer in range(len(spec.hidden)):
             trainer = lasting.get(layer) or LayerTrainer.open(spec, phase, layer, parameters, state, ctx)
-            trainer.see(x)
             e, rows = trainer.run(x, rates, ctx.step + i, measure=layer == 0)
             if layer == 0:
                 error, last = e, rows
