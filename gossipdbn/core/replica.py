@@ -27,6 +27,10 @@ from gossipdbn.kernels import codec
 __all__ = ["DigestMismatch", "Replica", "add_payload"]
 
 WAITING_MAX = 4096
+REMEMBERED = 1 << 15
+"""Digests kept of each partition, at least: what an update says it started from is seldom older than so many others."""
+REMEMBERED = 1 << 15
+"""Digests kept of each partition, at least: what an update says it started from is not older than so many others."""
 _MASK = (1 << 64) - 1
 
 
@@ -78,8 +82,8 @@ class Replica:
         self.chains: list[chains.Chain] = list(at or [chains.genesis(manifest.slots)] * (manifest.slots + 1))
         self.mismatches: list[DigestMismatch] = []
         self._decode = decode
-        # Digest sums per partition: _sums[p][i] is the digest of its first _base[p] + i updates less the base's own.
-        self._base: Version = self.version
+        # Digest sums per partition: _sums[p][i] is that of its first _oldest[p] + i updates, less what we began with.
+        self._oldest = list(self.version)
         self._base_digest = codec.digest(self.acc)
         self._sums = [array("Q", [0]) for _ in self.chains]
         self._waiting: dict[int, list[tuple[int, int, _Stated]]] = {}  # heaps by the count that is waited for
@@ -126,7 +130,7 @@ class Replica:
         if isinstance(verdict, Accepted) and not isinstance(verdict.message, Claim):
             m = verdict.message
             self._sum.add(own or verdict.deltas)
-            self._sums[partition].append((self._sums[partition][-1] + m.digest) & _MASK)
+            self._remember(partition, m.digest)
             for stated in self._complete(partition):
                 self._check_start_digest(stated)
             if isinstance(m, Update) and verdict.start_version is not None:
@@ -144,13 +148,21 @@ class Replica:
         return codec.digest(self.acc)
 
     def expected_digest(self, version: Version) -> int | None:
-        """What the log says the digest at ``version`` must be; None when it is not contained or before our start."""
+        """What the log says the digest at ``version`` must be; None when it is not contained, or not remembered."""
         total = self._base_digest
-        for sums, base, n in zip(self._sums, self._base, version, strict=True):
-            if not 0 <= n - base < len(sums):
+        for sums, oldest, n in zip(self._sums, self._oldest, version, strict=True):
+            if not 0 <= n - oldest < len(sums):
                 return None
-            total += sums[n - base]
+            total += sums[n - oldest]
         return total & _MASK
+
+    def _remember(self, partition: int, digest: int) -> None:
+        """Count an update's digest in. A stream has no end: those of long ago are forgotten, many at a time."""
+        sums = self._sums[partition]
+        sums.append((sums[-1] + digest) & _MASK)
+        if len(sums) > 2 * REMEMBERED:
+            del sums[:-REMEMBERED]
+            self._oldest[partition] = self.chains[partition].count + 1 - REMEMBERED
 
     def _complete(self, partition: int) -> list[_Stated]:
         """Take those that waited for no more of this partition than is read by now."""

@@ -60,6 +60,25 @@ def test_any_order_duplication_and_delay_give_equal_digests(data):
     assert not replica.mismatches and not replica.finished
 
 
+def test_digests_of_long_ago_are_forgotten_and_the_others_stay_right(monkeypatch):
+    author, everything = Author(M), []
+    author.claim(0)
+    author.claim(1)
+    for i in range(40):
+        author.update(i % 2)
+        everything.append((author.replica.version, author.replica.digest()))
+    monkeypatch.setattr(replicas, "REMEMBERED", 4)
+    replica = a_replica(M)
+    for p, records in enumerate(author.log):
+        for offset, raw in enumerate(records):
+            replica.read(p, offset, raw)
+            assert len(replica._sums[p]) <= 8
+    known = [replica.expected_digest(version) for version, _ in everything]
+    assert all(k in (None, digest) for k, (_, digest) in zip(known, everything, strict=True))
+    assert known[0] is None and None not in known[-6:]
+    assert replica.expected_digest(replica.version) == replica.digest() and not replica.mismatches
+
+
 def test_a_replica_goes_on_from_any_version():
     replica = a_replica(M)
     for p in (1, 0):
