@@ -29,8 +29,6 @@ __all__ = ["DigestMismatch", "Replica", "add_payload"]
 WAITING_MAX = 4096
 REMEMBERED = 1 << 15
 """Digests kept of each partition, at least: what an update says it started from is seldom older than so many others."""
-REMEMBERED = 1 << 15
-"""Digests kept of each partition, at least: what an update says it started from is not older than so many others."""
 _MASK = (1 << 64) - 1
 
 

@@ -47,7 +47,7 @@ def byte_of_one(spec: ModelSpec, layer: int) -> int:
 
 def byte_value(spec: ModelSpec) -> np.float32:
     """What a row's 1 stands for as a float32."""
-    return np.float32(1.0 / (GREY_ONE if spec.visible_units == "grey" else 1))
+    return np.float32(1.0 / byte_of_one(spec, 0))
 
 
 def checked_rows(spec: ModelSpec, values: AnyRows) -> AnyRows:
