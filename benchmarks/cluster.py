@@ -31,9 +31,9 @@ from cluster_share import learning
 from cluster_tools import SHAPE, Tools, grey, load_watched, quantiles
 
 from gossipdbn.adapters.stores import open_store
-from gossipdbn.core import rounds
+from gossipdbn.core import plan, rounds
 from gossipdbn.core.replica import Replica
-from gossipdbn.core.values import RowRange, manifest_from_json, manifest_json
+from gossipdbn.core.values import Manifest, RowRange, manifest_from_json, manifest_json
 from gossipdbn.embedded.broker import Broker
 from gossipdbn.embedded.hdfs import Hdfs
 from gossipdbn.embedded.spark import SparkCluster
@@ -46,41 +46,58 @@ from gossipdbn.spark.feed import FeedTarget, fit_source_schema, run_feed
 from gossipdbn.spark.placement import PLACEMENT_SETTINGS, WorkerOrder, place_workers
 from gossipdbn.spark.session import close_session, open_session
 from gossipdbn.testing import RunHarness
+from gossipdbn.wire import envelope
 from gossipdbn.wire.messages import RunWire
+from gossipdbn.wire.shards import ShardSequence, dtype_code, encode_shard, make_shard, shard_id, slot_of
+from gossipdbn.worker.rows import RowStore
 
 ROOT = Path(__file__).resolve().parent.parent
 # ---- rows per second with and without exchange ----------------------------------------------------------------------
 CD = PhaseSpec("cd", epochs=10**5, batch=100, tau=10, lr=0.005)
 SLOTS = 2
+FED, SHARD = 24_000, 250
 WARM_UP_S = 150.0  # Java's second compiler is done with the broker then
 
 
-def alone(path: str, seconds: float) -> None:
-    """Train rounds on one core without a log; prints rows per second."""
+def alone(path: str, slot: int, seconds: float) -> None:
+    """Train a slot's rounds on one core without a log, on the rows it has in a run; prints rows per second."""
     manifest = manifest_from_json(Path(path).read_bytes())
-    values = grey(6000)
+    rows = _rows_of(manifest, slot)
     replica = Replica(manifest, RunWire().decode, rounds.initial_parameters(manifest))
-    state = rounds.fresh_state(manifest, 0, replica.chains[0])
+    state = rounds.fresh_state(manifest, slot, replica.chains[slot])
     learners.warm(manifest.spec, manifest.phases)
-    phase, done, began = manifest.phases[0], 0, time.monotonic()
+    phase, cursor, done, began = manifest.phases[0], (0, 0), 0, time.monotonic()
     while time.monotonic() - began < seconds:
-        first = done % 6000
-        rows = values[first : first + phase.batch * phase.tau]
-        job = rounds.begin(state, replica.acc, replica.version, RowRange(0, first, len(rows)))
-        rounds.run(manifest, job, rows, None, 6000)
+        todo = plan.next_rows(manifest, 0, cursor, rows.rows, rows.ended, phase.batch * phase.tau)
+        assert isinstance(todo, RowRange), todo
+        job = rounds.begin(state, replica.acc, replica.version, todo)
+        rounds.run(manifest, job, *rows.get(todo))
         if job.trained is not None:
             job.trained.give_back()
-        done += len(rows)
+        cursor, done = (todo.epoch, todo.first + todo.count), done + todo.count
     print(done / (time.monotonic() - began))
+
+
+def _rows_of(manifest: Manifest, slot: int) -> RowStore:
+    """A slot's rows of those that `with_exchange` feeds."""
+    rows, sequence, values = RowStore(manifest, slot, envelope.NO_KEYS), ShardSequence(), grey(FED)
+    for number, first in enumerate(range(0, FED, SHARD)):
+        part = values[first : first + SHARD]
+        shard = make_shard(shard_id("test", number, first, len(part)), part, None, dtype_code("grey"))
+        if slot_of(shard.id, manifest.slots) == slot:
+            sequence.add(shard)
+            rows.feed(rows.next_offset, envelope.seal(encode_shard(shard)))
+    rows.feed(rows.next_offset, envelope.seal(encode_shard(sequence.end_mark())))
+    return rows
 
 
 def with_exchange(tools: Tools, share: float, seconds: float, store: str = "") -> tuple[float, dict[str, Any]]:
     """Rows per second of two workers, and what the updates say, read when the time is over."""
-    values = grey(24_000)
+    values = grey(FED)
     mean = (values.mean(0) / 127).clip(0.01, 0.99).astype(np.float32)
     settings = {"communication_share": share}
     run = tools.run(hidden=(500,), phases=[CD], slots=SLOTS, store=store, settings=settings, visible_mean=mean, **SHAPE)
-    run.feed_rows(values, shard_rows=250)
+    run.feed_rows(values, shard_rows=SHARD)
     run.start_workers(2)
     run.wait_for(lambda f: f.ledger.updates > 60, 120)
     cpu, began_s = _cpu_seconds(), time.time() - run.manifest.created_ms / 1000
@@ -128,14 +145,14 @@ def _shares(tools: Tools) -> dict[str, Any]:
     manifest = tools.run(hidden=(500,), phases=[CD], slots=SLOTS, **SHAPE).manifest
     path = tools.folder / "alone.json"
     path.write_bytes(manifest_json(manifest))
-    command = [sys.executable, __file__, "--alone", str(path), str(tools.seconds)]
     without: list[float] = []
     rates: dict[str, list[float]] = {"tau_10": [], "adaptive": []}
     shares: dict[str, list[float]] = {"tau_10": [], "adaptive": []}
     facts: dict[str, Any] = {}
 
     def measure_alone() -> None:
-        pair = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        command = [sys.executable, __file__, "--alone", str(path), str(tools.seconds)]
+        pair = [subprocess.Popen([*command, str(i)], stdout=subprocess.PIPE, text=True) for i in range(SLOTS)]
         without.append(sum(float(p.communicate()[0]) for p in pair))
 
     measure_alone()
@@ -298,10 +315,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="runs per figure")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of one throughput measurement")
     parser.add_argument("--minutes", type=float, default=10.0, help="how long memory is watched")
-    parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.alone:
-        alone(options.alone[0], float(options.alone[1]))
+        path, seconds, slot = options.alone
+        alone(path, int(slot), float(seconds))
         return
     if options.quick:
         options.repeats, options.seconds, options.minutes = 1, 5.0, 1.0

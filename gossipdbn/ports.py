@@ -104,8 +104,12 @@ class Log(Protocol):
         """Not eager: records may come a quarter of a second later, many at a time, at less cost to the brokers."""
         ...
 
+    def writer(self, acknowledged: Callable[[Record], None] | None = None) -> Writer:
+        """``acknowledged`` hears of each record that the log took, from within the writer's other calls.
 
-    def writer(self) -> Writer: ...
+        Its offset is negative where the log does not say, after a repeated send.
+        """
+        ...
 
     def membership(
         self, group: str, topic: str, member: str, hand_over: HandOver = lambda _slots: None

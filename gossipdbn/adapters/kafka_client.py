@@ -7,11 +7,12 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, Message
 
 from gossipdbn.errors import ConfigError, LocalProtocolError, LogError
+from gossipdbn.ports import Record
 
-__all__ = ["KafkaOptions", "OwnProcess", "describe", "is_fatal", "is_refusal", "log_error"]
+__all__ = ["KafkaOptions", "OwnProcess", "describe", "is_fatal", "is_refusal", "log_error", "record_of"]
 
 _LOGGER = logging.getLogger("gossipdbn.kafka")
 _LOGGER.addHandler(logging.NullHandler())
@@ -151,3 +152,15 @@ def log_error(what: str, error: KafkaError) -> LogError:
     else:
         advice = ""
     return LogError(f"{what}: {describe(error)}{advice}", retryable=error.retriable() and not is_fatal(error))
+
+
+def record_of(message: Message) -> Record:
+    """The record of a message; its offset is negative where the library does not know it."""
+    partition, offset, value = message.partition(), message.offset(), message.value()
+    return Record(
+        message.topic() or "",
+        -1 if partition is None else partition,
+        -1 if offset is None else offset,
+        value if isinstance(value, bytes) else b"",
+        message.timestamp()[1],
+    )

@@ -7,7 +7,7 @@ transactions or committed offsets.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -158,9 +158,9 @@ class KafkaLog:
         self._own.check()
         return KafkaReader(self._bootstrap, self._options, eager)
 
-    def writer(self) -> KafkaWriter:
+    def writer(self, acknowledged: Callable[[Record], None] | None = None) -> KafkaWriter:
         self._own.check()
-        return KafkaWriter(self._bootstrap, self._options)
+        return KafkaWriter(self._bootstrap, self._options, acknowledged)
 
     def membership(
         self, group: str, topic: str, member: str, hand_over: HandOver = lambda _slots: None

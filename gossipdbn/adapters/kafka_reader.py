@@ -7,7 +7,15 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from gossipdbn.adapters.kafka_client import KafkaOptions, OwnProcess, describe, is_fatal, is_refusal, log_error
+from gossipdbn.adapters.kafka_client import (
+    KafkaOptions,
+    OwnProcess,
+    describe,
+    is_fatal,
+    is_refusal,
+    log_error,
+    record_of,
+)
 from gossipdbn.errors import LogError, RetentionError
 from gossipdbn.ports import Record
 
@@ -107,23 +115,21 @@ class KafkaReader:
             raise error
 
     def _accept(self, message: Message) -> Record | None:
-        topic, partition, offset = message.topic() or "", message.partition(), message.offset()
-        key = (topic, -1 if partition is None else partition)
+        record = record_of(message)
+        key = (record.topic, record.partition)
         wanted = self._next.get(key)
         error = message.error()
         if error is not None:
             self._partition_error(key, wanted, error)
             return None
-        if wanted is None or offset is None or offset < wanted:  # from before a remove() or add()
+        if wanted is None or record.offset < wanted:  # from before a remove() or add()
             return None
-        if offset > wanted:
+        if record.offset > wanted:
             self._stop(key)
-            raise self._gap(key, wanted, offset)
+            raise self._gap(key, wanted, record.offset)
         self._next[key] = wanted + 1
         self._trouble = None
-        value = message.value()
-        data = value if isinstance(value, bytes) else b""
-        return Record(topic, key[1], wanted, data, message.timestamp()[1])
+        return record
 
     def _partition_error(self, key: tuple[str, int], wanted: int | None, error: KafkaError) -> None:
         if is_fatal(error) or is_refusal(error):

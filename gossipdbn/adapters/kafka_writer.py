@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from gossipdbn.adapters.kafka_client import KafkaOptions, OwnProcess, describe, is_fatal, is_refusal, log_error
+from gossipdbn.adapters.kafka_client import (
+    KafkaOptions,
+    OwnProcess,
+    describe,
+    is_fatal,
+    is_refusal,
+    log_error,
+    record_of,
+)
 from gossipdbn.errors import LogError
+from gossipdbn.ports import Record
 
 __all__ = ["KafkaWriter"]
 
@@ -19,8 +29,11 @@ _CLOSE_S = 5.0
 class KafkaWriter:
     """An idempotent producer (see ``ports.Writer``). After one failure it sends nothing more."""
 
-    def __init__(self, bootstrap: str, options: KafkaOptions) -> None:
+    def __init__(
+        self, bootstrap: str, options: KafkaOptions, acknowledged: Callable[[Record], None] | None = None
+    ) -> None:
         self._own = OwnProcess()
+        self._acknowledged = acknowledged
         self._failure: str | None = None
         self._trouble: str | None = None
         settings: dict[str, Any] = {
@@ -79,6 +92,8 @@ class KafkaWriter:
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         if error is None:
             self._trouble = None
+            if self._acknowledged is not None:
+                self._acknowledged(record_of(message))
         elif self._failure is None:
             self._fail(str(log_error(f"{message.topic()}[{message.partition()}]: a record was given up", error)))
 

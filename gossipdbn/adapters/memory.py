@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 from gossipdbn.adapters.stores import whole
@@ -66,8 +66,8 @@ class MemoryLog:
     def reader(self, eager: bool = True) -> _MemoryReader:
         return _MemoryReader(self)
 
-    def writer(self) -> _MemoryWriter:
-        return _MemoryWriter(self)
+    def writer(self, acknowledged: Callable[[Record], None] | None = None) -> _MemoryWriter:
+        return _MemoryWriter(self, acknowledged)
 
     def membership(
         self, group: str, topic: str, member: str, hand_over: HandOver = lambda _slots: None
@@ -137,13 +137,15 @@ class _MemoryReader:
 
 
 class _MemoryWriter:
-    def __init__(self, log: MemoryLog) -> None:
-        self._log, self._broken = log, ""
+    def __init__(self, log: MemoryLog, acknowledged: Callable[[Record], None] | None = None) -> None:
+        self._log, self._acknowledged, self._broken = log, acknowledged, ""
 
     def send(self, topic: str, partition: int, value: bytes) -> None:
         if self._broken:
             raise LogError(self._broken)
-        self._log.append(topic, partition, value)
+        offset = self._log.append(topic, partition, value)
+        if self._acknowledged is not None:
+            self._acknowledged(next(self._log.read(topic, partition, offset, offset + 1)))
 
     def failure(self) -> str | None:
         return self._broken or None

@@ -150,11 +150,17 @@ def payload_bytes_max(manifest: Manifest) -> int:
 
 
 def judge(
-    manifest: Manifest, chain: Chain, partition: int, decoded: Decoded, fetched: FetchedPayload = None
+    manifest: Manifest,
+    chain: Chain,
+    partition: int,
+    decoded: Decoded,
+    fetched: FetchedPayload = None,
+    deltas: tuple[Deltas, ...] | None = None,
 ) -> Verdict:
     """The verdict on the next record of a partition. Pure.
 
-    ``fetched`` is the payload named by the record's reference, if the caller has it.
+    ``fetched`` is the payload named by the record's reference, if the caller has it; ``deltas``, what the payload was
+    read as before.
     """
     if isinstance(decoded, Unknown):
         return Undecided(decoded.reason)
@@ -182,7 +188,8 @@ def judge(
     if version[m.slot] != m.seq:
         return Void("start_version does not contain exactly the slot's own history", m)
     allowed = set(phase_tensors(manifest.spec, manifest.phases[m.phase]))
-    return _judge_payload(manifest, m, allowed, manifest.codec if m.closing == OPEN else EXACT, fetched, version)
+    codec_id = manifest.codec if m.closing == OPEN else EXACT
+    return _judge_payload(manifest, m, allowed, codec_id, fetched, version, deltas)
 
 
 def _update_order(manifest: Manifest, chain: Chain, m: Update, sealed: Sealed) -> str:
@@ -229,6 +236,7 @@ def _judge_payload(
     codec_id: int,
     fetched: FetchedPayload,
     version: Version | None,
+    deltas: tuple[Deltas, ...] | None = None,
 ) -> Verdict:
     payload = m.payload if m.payload is not None else fetched
     if m.payload is not None and m.payload_ref is not None:
@@ -243,7 +251,7 @@ def _judge_payload(
     if ids != sorted(set(ids)) or not set(ids) <= allowed or any(part.codec != codec_id for part in payload):
         return Void("payload has other tensors or codecs than the phase", m)
     try:
-        deltas = read_payload(manifest, payload)
+        deltas = read_payload(manifest, payload) if deltas is None else deltas
     except ValueError as e:
         return Void(f"payload: {e}", m)
     if digest_of(deltas) != m.digest:

@@ -50,6 +50,15 @@ class Logged:
 
 
 @dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """The log took a record that this worker sent to an updates partition; -1: without a word where it stands."""
+
+    partition: int
+    offset: int
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Assigned:
     """This worker shall host the slot."""
 
@@ -156,6 +165,7 @@ class Tick:
 
 Event = (
     Logged
+    | Acknowledged
     | Assigned
     | Unassigned
     | EndOffset
@@ -194,6 +204,14 @@ class AskEnd:
     """Ask the log for the partition's end offset, now."""
 
     partition: int
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """Read an updates partition from ``offset`` on; None: no longer, its records come as acknowledgements."""
+
+    partition: int
+    offset: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +313,7 @@ Effect = (
     Train
     | Publish
     | AskEnd
+    | Follow
     | Hold
     | Recover
     | FollowRows
@@ -309,6 +328,7 @@ Effect = (
 
 
 __all__ = [
+    "Acknowledged",
     "Announce",
     "AskEnd",
     "Assigned",
@@ -317,6 +337,7 @@ __all__ = [
     "Effect",
     "EndOffset",
     "Event",
+    "Follow",
     "FollowRows",
     "Hold",
     "Logged",

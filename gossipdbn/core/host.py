@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from gossipdbn.core import plan, rounds
+from gossipdbn.core.acks import Acks
 from gossipdbn.core.events import (
+    Acknowledged,
     Announce,
     Assigned,
     CadenceChosen,
@@ -32,8 +34,8 @@ from gossipdbn.core.events import (
     Wire,
 )
 from gossipdbn.core.replica import Replica
-from gossipdbn.core.slot import CLAIMING, CLOSED, RECOVERING, RUNNING, Pending, Settings, Slot
-from gossipdbn.core.values import RESET, Payload, Undecided, Void
+from gossipdbn.core.slot import CLAIMING, CLOSED, RECOVERING, RUNNING, Settings, Slot
+from gossipdbn.core.values import RESET, Payload, Pending, Undecided, Void
 from gossipdbn.errors import LocalProtocolError
 
 __all__ = ["Host"]
@@ -53,6 +55,7 @@ class Host:
         self.snapshot_every_s = settings.snapshot_every_s
         self._wire, self._settings, self._dice = wire, settings, dice
         self._spare = rounds.Spare()
+        self._acks = Acks()
         self._snapshots_under_way = 0
         self._now_s = 0.0
 
@@ -71,9 +74,12 @@ class Host:
         match event:
             case Logged():
                 return self._logged(event)
+            case Acknowledged():
+                return self._acknowledged(event)
             case Tick(now_s):
                 self._now_s = now_s
-                return self._each(s.tick(now_s) for s in list(self.slots.values()))
+                quiet = self._acks.quiet(self.replica.chains, now_s)
+                return [*quiet, *self._each(s.tick(now_s) for s in list(self.slots.values()))]
             case RoundTrained(job=job):
                 return self.slots[job.slot].trained(event) if job.slot in self.slots else []
             case RoundFailed(slot=slot, reason=reason, job=job):
@@ -92,7 +98,8 @@ class Host:
             case Unassigned(slot=slot):
                 return self._of(slot, lambda s: s.leave())
             case EndOffset(partition=partition, offset=offset):
-                return self._each(s.end_offset(partition, offset) for s in list(self.slots.values()))
+                read = self._acks.read_on(partition, self.replica.chains[partition])  # somebody waits for what is there
+                return [*read, *self._each(s.end_offset(partition, offset) for s in list(self.slots.values()))]
             case Recovered(slot=slot):
                 return self._of(slot, lambda s: s.recovered(event))
             case SnapshotStored(slot=slot, announce=announce):
@@ -133,7 +140,7 @@ class Host:
 
     def _own(self, partition: int, raw: bytes) -> Pending | None:
         slot = self.slots.get(partition)
-        return next((p for p in slot.pending if p.raw == raw), None) if slot is not None else None
+        return next((p for p in slot.pending if p.sealed.raw == raw), None) if slot is not None else None
 
     def reset(self, slot: int, why: str) -> list[Effect]:
         """Give a hosted slot up and claim it again with reset: residual, optimiser and chains begin empty."""
@@ -143,9 +150,10 @@ class Host:
     def _logged(self, event: Logged) -> list[Effect]:
         partition = event.partition
         own = self._own(partition, event.raw)
-        verdict = self.replica.read(partition, event.offset, event.raw, event.payload, own.deltas if own else ())
+        verdict = self.replica.read(partition, event.offset, event.raw, event.payload, own)
         if isinstance(verdict, Undecided):
             self.held[partition] = verdict.reason
+            self._acks.forget(partition)  # it is read on when it is no longer held
             return [Hold(partition, event.offset, event.raw, verdict.reason, verdict.wants)]
         self.held.pop(partition, None)
         effects: list[Effect] = []
@@ -154,6 +162,13 @@ class Host:
         if partition in self.slots:
             effects += self._of(partition, lambda s: s.read_back(event.raw, verdict))
         return effects + self._mismatches()
+
+    def _acknowledged(self, event: Acknowledged) -> list[Effect]:
+        partition = event.partition
+        if partition in self.held:
+            return []
+        known, effects = self._acks.is_next(partition, self.replica.chains[partition], event.offset, self._now_s)
+        return [*effects, *(self._logged(Logged(partition, event.offset, event.raw)) if known else [])]
 
     def _mismatches(self) -> list[Effect]:
         effects: list[Effect] = []
@@ -204,9 +219,10 @@ class Host:
         return self._swept([e for part in parts for e in part])
 
     def _swept(self, effects: list[Effect]) -> list[Effect]:
-        """Forget slots that ended; count snapshots under way."""
+        """Forget slots that ended, and read what their next owners write; count snapshots under way."""
         self._snapshots_under_way += sum(isinstance(e, StoreSnapshot) for e in effects)
         self._snapshots_under_way -= sum(isinstance(e, SnapshotDropped) for e in effects)
         for s in [s for s in self.slots.values() if s.stage == CLOSED]:
             del self.slots[s.slot]
+            effects = [*effects, *self._acks.read_on(s.slot, self.replica.chains[s.slot])]
         return effects

@@ -20,7 +20,18 @@ from numpy.typing import NDArray
 
 from gossipdbn.core import chain as chains
 from gossipdbn.core.sums import Sum
-from gossipdbn.core.values import Accepted, Claim, Decoded, Manifest, Payload, Undecided, Update, Verdict, Version
+from gossipdbn.core.values import (
+    Accepted,
+    Claim,
+    Decoded,
+    Manifest,
+    Payload,
+    Pending,
+    Undecided,
+    Update,
+    Verdict,
+    Version,
+)
 from gossipdbn.errors import LocalProtocolError
 from gossipdbn.kernels import codec
 
@@ -111,23 +122,25 @@ class Replica:
         return all(c.closed for c in self.chains[:-1])
 
     def read(
-        self, partition: int, offset: int, raw: bytes, fetched: Payload | None = None,
-        own: Sequence[codec.Deltas] = (),
-    ) -> Verdict:  # fmt: skip
+        self, partition: int, offset: int, raw: bytes, fetched: Payload | None = None, own: Pending | None = None
+    ) -> Verdict:
         """Give the verdict on the next record of a partition, and merge it if accepted: the only door for change.
 
-        ``own``: the record's deltas as its owner has them, and lends them to its rounds.
+        ``own``: what these bytes are, said by who made them; its deltas are lent to rounds meanwhile.
         """
         chain = self.chains[partition]
         if offset != chain.offset:
             raise LocalProtocolError(f"updates partition {partition}: read offset {offset}, expected {chain.offset}")
-        verdict = self.judge(partition, raw, fetched)
+        if own is None:
+            verdict = self.judge(partition, raw, fetched)
+        else:
+            verdict = chains.judge(self.manifest, chain, partition, own.sealed, fetched, own.deltas)
         if isinstance(verdict, Undecided):
             return verdict
         self.chains[partition] = chains.fold(self.manifest, chain, raw, verdict)
         if isinstance(verdict, Accepted) and not isinstance(verdict.message, Claim):
             m = verdict.message
-            self._sum.add(own or verdict.deltas)
+            self._sum.add(verdict.deltas)
             self._remember(partition, m.digest)
             for stated in self._complete(partition):
                 self._check_start_digest(stated)

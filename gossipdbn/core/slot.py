@@ -48,8 +48,9 @@ from gossipdbn.core.values import (
     Accepted,
     Claim,
     Metrics,
-    Payload,
+    Pending,
     RowRange,
+    Sealed,
     Undecided,
     Update,
     Verdict,
@@ -59,7 +60,7 @@ from gossipdbn.core.values import (
 from gossipdbn.errors import LocalProtocolError
 from gossipdbn.kernels import codec
 
-__all__ = ["Pending", "Settings", "Slot"]
+__all__ = ["Settings", "Slot"]
 
 _MASK = (1 << 64) - 1
 READING, CLAIMING, RECOVERING, RUNNING, CLOSED = "reading", "claiming", "recovering", "running", "closed"
@@ -80,16 +81,6 @@ class Settings:
     snapshot_every_s: float = 5.0
     claim_delay_s: float = 0.05
     claim_delay_max_s: float = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """An update that is sent and not yet read back."""
-
-    raw: bytes
-    payload: Payload
-    deltas: tuple[codec.Deltas, ...]
-    digest: int
 
 
 def _digest(raw: bytes) -> bytes:
@@ -192,9 +183,9 @@ class Slot:
         if not isinstance(message, Update) or self.state is None or not self._under_this_claim(message):
             return []
         if isinstance(verdict, Accepted):
-            if not self.pending or self.pending[0].raw != raw:
+            if not self.pending or self.pending[0].sealed.raw != raw:
                 return self.drop("an update under this claim that this owner did not send")
-            self._echoed.append(_digest(self.pending.popleft().raw))
+            self._echoed.append(_digest(self.pending.popleft().sealed.raw))
             self._attempts = 0
             self.staleness = self._missed(verdict)
             whole = self._snapshot_whole()
@@ -406,7 +397,8 @@ class Slot:
             update = rounds.by_reference(update, spill[0])
         raw = self._wire.encode(update)
         rounds.sent(self._manifest, state, update, raw, version)
-        self.pending.append(Pending(raw, payload, read_payload(self._manifest, payload), update.digest))
+        sealed = Sealed(update, self._settings.key_id, raw)
+        self.pending.append(Pending(sealed, payload, read_payload(self._manifest, payload), update.digest))
         return [Publish(self.slot, raw, spill)]
 
     # ---- snapshots and leaving --------------------------------------------------------------------------------------

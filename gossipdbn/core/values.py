@@ -264,6 +264,19 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
+class Pending:
+    """An update that its owner has sent and not yet read back, as it was before it became bytes.
+
+    ``payload``: inline in the record or not. ``digest``: the update's.
+    """
+
+    sealed: Sealed
+    payload: Payload
+    deltas: tuple[Deltas, ...]
+    digest: int
+
+
+@dataclass(frozen=True, slots=True)
 class Void:
     """The record counts for nothing, the same for every reader and for ever."""
 

@@ -27,6 +27,7 @@ from gossipdbn.core.values import (
     Manifest,
     Payload,
     PayloadRef,
+    Pending,
     RowRange,
     Sealed,
     Undecided,
@@ -240,9 +241,8 @@ class _Scratch(Replica):
         return self._last
 
     def read(
-        self, partition: int, offset: int, raw: bytes, fetched: Payload | None = None,
-        own: Sequence[codec.Deltas] = (),
-    ) -> Verdict:  # fmt: skip
+        self, partition: int, offset: int, raw: bytes, fetched: Payload | None = None, own: Pending | None = None
+    ) -> Verdict:
         """Fold and merge the record that was judged just now."""
         verdict = self._last
         if offset != self.chains[partition].offset or isinstance(verdict, Undecided):

@@ -155,7 +155,7 @@ class Spool:
     def reader(self, eager: bool = True) -> Reader:
         self._read_only()
 
-    def writer(self) -> Writer:
+    def writer(self, acknowledged: Callable[[Record], None] | None = None) -> Writer:
         self._read_only()
 
     def membership(

@@ -31,7 +31,7 @@ class Timeline(Protocol):
 
     now_s: float
 
-    def later(self, delay_s: float, what: Callable[[], None]) -> None: ...
+    def later(self, delay_s: float, what: Callable[[], object]) -> None: ...
 
     def delay(self) -> float: ...
 
@@ -65,20 +65,24 @@ class Log:
         records = self.records[key]
         return records[offset].raw if offset < len(records) else None
 
-    def append(self, topic: str, partition: int, raw: bytes, sender: str) -> None:
-        """Append as soon as the leader is there; twice while repeating."""
+    def append(self, topic: str, partition: int, raw: bytes, sender: str) -> int:
+        """Append as soon as the leader is there; twice while repeating. Returns where it stands, or -1."""
         key = (topic, partition)
         if not self.reachable(key):
             wait = self.away_until_s[key] - self._world.now_s
             self._world.later(wait + 1e-6, lambda: self.append(topic, partition, raw, sender))
-            return
-        self._put(key, raw, sender)
+            return -1
+        offset = self._put(key, raw, sender)
         if self._world.now_s < self.repeat_until_s and self._world.uniform() < 0.5:
             self._world.later(self._world.delay() * 3, lambda: self._put(key, raw, sender))
+            return -1  # as brokers do not say of one they have
+        return offset
 
-    def _put(self, key: Key, raw: bytes, sender: str) -> None:
+    def _put(self, key: Key, raw: bytes, sender: str) -> int:
+        offset = len(self.records[key])
         self.records[key].append(Appended(raw, sender))
-        self._appended(key[0], key[1], len(self.records[key]) - 1, raw, sender)
+        self._appended(key[0], key[1], offset, raw, sender)
+        return offset
 
 
 @dataclass(slots=True)
@@ -89,6 +93,7 @@ class Writer:
     world: Timeline
     sender: str
     reachable: Callable[[], float]
+    acknowledged: Callable[[int, int, bytes, Writer], None]
     broken: str = ""
     closed: bool = False
     held: dict[Key, list[bytes]] = field(default_factory=dict)
@@ -117,7 +122,10 @@ class Writer:
             self._busy.add(key)
             self.world.later(wait, lambda: self._arrive(key))
             return
-        self.log.append(*key, queue.pop(0), self.sender)
+        raw = queue.pop(0)
+        offset = self.log.append(*key, raw, self.sender)
+        if key[0] == UPDATES:
+            self.world.later(self.world.delay(), lambda: self.acknowledged(key[1], offset, raw, self))
         self._start(key)
 
     def held_anything(self) -> bool:

@@ -245,10 +245,21 @@ def _trim(world: World, _: Fault) -> str:
     return ", ".join(trimmed)
 
 
-def _damage(_: World, w: Worker, f: Fault) -> str:
-    w.damaged = True
-    acc = w.host.replica.acc
-    acc[f.b % acc.size] ^= np.int32(1 << (f.a % 20))
+def _damage(world: World, w: Worker, f: Fault) -> str:
+    """Between two rounds: what is damaged in a round's hands is in its update, and for replay to find."""
+
+    def strike() -> None:
+        if not w.alive:
+            return
+        if any(s.busy for s in w.host.slots.values()):
+            world.later(0.0005, strike)
+            return
+        w.damaged = True
+        acc = w.host.replica.acc
+        acc[f.b % acc.size] ^= np.int32(1 << (f.a % 20))
+        world.say(f"{w.name} is damaged")
+
+    strike()
     return w.name
 
 

@@ -52,7 +52,7 @@ class Worker:
     Attributes
     ----------
     cut_until_s, paused_until_s : until when it cannot reach the brokers, or does not run at all.
-    fetched : per topic and partition, the end of what has reached it.
+    fetched : per topic and partition, the end of what has reached it. unread : updates partitions it does not read.
     """
 
     def __init__(self, world: World, name: str, wire: RunWire) -> None:
@@ -69,6 +69,7 @@ class Worker:
         self.job: rounds.RoundJob | None = None
         self.recoveries: dict[int, tuple[resume.Resume, list[abstract.RowView]]] = {}
         self.asks: deque[int] = deque()
+        self.unread: set[int] = set()
         self.holds: dict[int, ev.Hold] = {}
         self.claims: dict[int, bytes] = {}
         self.copies: dict[int, tuple[ev.Snapshot, io.BytesIO]] = {}
@@ -96,7 +97,7 @@ class Worker:
 
     def _writer(self) -> Writer:
         w = self.world
-        return Writer(w.log, w, self.name, lambda: max(0.0, self.cut_until_s - w.now_s))
+        return Writer(w.log, w, self.name, lambda: max(0.0, self.cut_until_s - w.now_s), self.acknowledged)
 
     def _newest_replica(self) -> Replica:
         announced = [a for of_slot in self.snapshots.values() for a in of_slot]
@@ -155,6 +156,12 @@ class Worker:
         self.fetched[key] = max(self.fetched.get(key, 0), end)
         self.wake(0.0005 * self.pace)
 
+    def acknowledged(self, partition: int, offset: int, raw: bytes, writer: Writer) -> None:
+        """The log told ``writer`` that it took a record; one that was renewed meanwhile is told nothing."""
+        if self.alive and self.writer is writer and self.world.now_s >= self.cut_until_s:
+            self.mail.append(ev.Acknowledged(partition, offset, raw))
+            self.wake(0.0005 * self.pace)
+
     # ---- a turn -----------------------------------------------------------------------------------------------------
     def turn(self) -> bool:
         """What the production's loop does in one pass; True when there is more to do at once."""
@@ -190,7 +197,7 @@ class Worker:
     def _poll_updates(self, p: int) -> None:
         for _ in range(self.world.options.poll_max):
             offset = self.host.replica.chains[p].offset
-            if p in self.holds or offset >= self.fetched[UPDATES, p]:
+            if p in self.holds or p in self.unread or offset >= self.fetched[UPDATES, p]:
                 return
             raw = self.world.log.record(UPDATES, p, offset)
             assert raw is not None
@@ -280,7 +287,10 @@ class Worker:
                 self._publish(effect)
             case ev.AskEnd(partition=partition):
                 self.asks.append(partition)
+            case ev.Follow(partition=partition, offset=offset):
+                (self.unread.add if offset is None else self.unread.discard)(partition)
             case ev.Hold():
+                self.unread.discard(effect.partition)
                 self.holds[effect.partition] = effect
                 self.world.say(f"{self.name} partition {effect.partition} waits: {effect.reason}")
             case ev.Recover():

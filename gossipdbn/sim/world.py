@@ -63,7 +63,7 @@ class World:
         self.paused_run = False
         self.feed: list[list[bytes]] = job.feed if job is not None else []
         self._trace = trace
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._queue: list[tuple[float, int, Callable[[], object]]] = []
         self._number = 0
         self._rng = random.Random(f"world {options.seed}")  # noqa: S311 - dice of a game
         self._names = 0
@@ -76,7 +76,7 @@ class World:
         self.checker = Checker(self.manifest, wire, self.log, self.store, self.initial, planned, self.train)
 
     # ---- what others ask for ----------------------------------------------------------------------------------------
-    def later(self, delay_s: float, what: Callable[[], None]) -> None:
+    def later(self, delay_s: float, what: Callable[[], object]) -> None:
         """Do something after a while of virtual time."""
         self._number += 1
         heapq.heappush(self._queue, (self.now_s + max(delay_s, 0.0), self._number, what))

@@ -15,13 +15,12 @@ from gossipdbn.core import events as ev
 from gossipdbn.core import rounds
 from gossipdbn.core.host import Host
 from gossipdbn.core.mending import Mender
-from gossipdbn.core.replica import Replica
 from gossipdbn.core.resume import earlier
 from gossipdbn.core.revocation import Subtraction
 from gossipdbn.core.slot import Settings
 from gossipdbn.core.topics import run_names
 from gossipdbn.core.values import Metrics, Revocation, SnapshotAnnounced, WorkerState
-from gossipdbn.errors import DataError, LogError, SnapshotError, StoreError
+from gossipdbn.errors import DataError, LogError, StoreError
 from gossipdbn.ports import Clock, Log, Record, SlotAssigned, SnapshotStore
 from gossipdbn.wire import envelope
 from gossipdbn.wire.messages import RunWire
@@ -29,7 +28,7 @@ from gossipdbn.worker.control import Control
 from gossipdbn.worker.keeping import SnapshotWriter
 from gossipdbn.worker.mending import PutBack
 from gossipdbn.worker.options import WorkerOptions, WorkerResult
-from gossipdbn.worker.recover import LogCursor, Recovery, fetch_payload, fetch_snapshot
+from gossipdbn.worker.recover import LogCursor, Recovery, fetch_payload, newest_replica
 from gossipdbn.worker.rows import RowStore
 from gossipdbn.worker.spill import Held, Outbox
 from gossipdbn.worker.tuning import CadenceTuner, TauTuner
@@ -72,13 +71,15 @@ class Worker:
             linger_s=options.linger_s,
             snapshot_every_s=cadence.every_s,
         )
-        self.host = Host(self._newest_replica(), self._wire, settings, random.Random(options.name).random)  # noqa: S311 - spreads claims
+        replica = newest_replica(control, self.manifest, store, self._wire)
+        self.host = Host(replica, self._wire, settings, random.Random(options.name).random)  # noqa: S311 - spreads claims
         self.rows: dict[int, RowStore] = {}
         self.rounds = self.rows_trained = 0
         self.train_s = self._merge_s = 0.0
         self._stopping_since: float | None = None
         self._recoveries: dict[int, Recovery] = {}
         self._asks: deque[int] = deque()
+        self._acknowledged: deque[Record] = deque()
         self._idle_since_s: float | None = None
         self._letting_go = False
         self._pool, self._payloads = ThreadPoolExecutor(1, "snapshots"), ThreadPoolExecutor(2, "payloads")
@@ -97,7 +98,7 @@ class Worker:
             stack.enter_context(self._pool)
             stack.enter_context(self._payloads)
             self._reader = stack.enter_context(contextlib.closing(self._log.reader()))
-            self._writer = self._log.writer()
+            self._writer = self._log.writer(self._acknowledged.append)
             stack.push(lambda *_: self._writer.close())  # whichever it is by then
             for p, chain in enumerate(self.host.replica.chains):
                 self._reader.add(self.topics.updates, p, chain.offset)
@@ -116,11 +117,15 @@ class Worker:
             self._membership()
         started, trained_s = self._clock.monotonic_s(), self.train_s
         busy = self._busy()
-        for record in self._reader.poll(0.0 if busy else 0.005):
+        for record in self._reader.poll(0.0 if busy else self._patience_s()):
             self._record(record)
+        failure = self._writer.failure()
+        while self._acknowledged:
+            record = self._acknowledged.popleft()
+            if record.topic == self.topics.updates:
+                self._step(ev.Acknowledged(record.partition, record.offset, record.value))
         self._merge_s += self._clock.monotonic_s() - started
         self._background()
-        failure = self._writer.failure()
         if failure:
             self._step(ev.SendFailed(failure))
         self._step(ev.Tick(self._clock.monotonic_s()))
@@ -137,6 +142,10 @@ class Worker:
             or any(r.retry_at_s <= self._clock.monotonic_s() for r in self._recoveries.values())
             or any(s.state is not None and not s.waits_for for s in self.host.slots.values())
         )
+
+    def _patience_s(self) -> float:
+        """How long an idle worker waits for records; acknowledgements of its own end no wait."""
+        return 0.001 if any(s.pending for s in self.host.slots.values()) else 0.005
 
     def _done(self) -> bool:
         if self.host.finished and not self._snapshots.busy:
@@ -303,6 +312,10 @@ class Worker:
                 self._outbox.publish(effect)
             case ev.AskEnd(partition=partition):
                 self._asks.append(partition)
+            case ev.Follow(partition=partition, offset=None):
+                self._reader.remove(self.topics.updates, partition)
+            case ev.Follow(partition=partition, offset=int(offset)):
+                self._reader.add(self.topics.updates, partition, offset)
             case ev.Hold():
                 self._hold(effect)
             case ev.Recover():
@@ -319,7 +332,7 @@ class Worker:
                 self._send(self.topics.control, 0, self._wire.control(message))
             case ev.RenewWriter():
                 self._writer.close()
-                self._writer = self._log.writer()
+                self._writer = self._log.writer(self._acknowledged.append)
             case ev.Release(slot=slot):
                 self._reader.remove(self.topics.shards, slot)
                 self.rows.pop(slot, None)
@@ -405,21 +418,6 @@ class Worker:
         )
 
     # ---- snapshots --------------------------------------------------------------------------------------------------
-    def _newest_replica(self) -> Replica:
-        """Start from the newest usable snapshot of any slot, else from the initial parameters."""
-        announced = [a for slot in self.control.snapshots.values() for a in slot]
-        for a in sorted(announced, key=lambda a: -sum(a.version))[:8]:
-            try:
-                s = fetch_snapshot(self._store, self.manifest, a)
-            except (SnapshotError, StoreError) as e:
-                logger.warning("snapshot %s is not used: %s", a.name, e)
-                continue
-            replica = Replica(self.manifest, self._wire.decode, s.parameters, s.chains)
-            if replica.digest() == a.digest:
-                return replica
-            logger.warning("snapshot %s is not used: its parameters have another digest than announced", a.name)
-        return Replica(self.manifest, self._wire.decode, rounds.initial_parameters(self.manifest, self._store.get))
-
     def _copy_snapshot(self, snapshot: ev.Snapshot) -> None:
         rows = self.rows.get(snapshot.slot)
         if rows is not None:

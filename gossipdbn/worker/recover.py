@@ -6,6 +6,7 @@ One round is recomputed per call of ``advance``, so that a worker's other slots 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from gossipdbn.core import recompute, resume, rounds
 from gossipdbn.core.events import Hold, Recover, Recovered, Snapshot, Wire
+from gossipdbn.core.replica import Replica
 from gossipdbn.core.rounds import ShardPosition
 from gossipdbn.core.topics import RunTopics
 from gossipdbn.core.values import Manifest, Payload, PayloadRef, RowRange, SnapshotAnnounced
@@ -24,11 +26,14 @@ from gossipdbn.ports import Log, Record, SnapshotStore
 from gossipdbn.wire import envelope
 from gossipdbn.wire.messages import decode_payload, payload_name
 from gossipdbn.wire.snapshots import decode_snapshot, max_bytes
+from gossipdbn.worker.control import Control
 from gossipdbn.worker.rows import RowStore
 
-__all__ = ["LogCursor", "Recovery", "fetch_payload", "fetch_snapshot"]
+__all__ = ["LogCursor", "Recovery", "fetch_payload", "fetch_snapshot", "newest_replica"]
 
+logger = logging.getLogger("gossipdbn.worker")
 READ_AHEAD = 256
+SNAPSHOTS_TRIED = 8
 
 
 class LogCursor:
@@ -56,6 +61,22 @@ def fetch_snapshot(store: SnapshotStore, manifest: Manifest, announced: Snapshot
     """The announced snapshot; raises SnapshotError or StoreError."""
     data = store.get(announced.name, min(announced.size, max_bytes(manifest)))
     return decode_snapshot(manifest, data, announced.sha256)
+
+
+def newest_replica(control: Control, manifest: Manifest, store: SnapshotStore, wire: Wire) -> Replica:
+    """A replica to begin with: from the newest usable snapshot of any slot, else from the initial parameters."""
+    announced = [a for slot in control.snapshots.values() for a in slot]
+    for a in sorted(announced, key=lambda a: -sum(a.version))[:SNAPSHOTS_TRIED]:
+        try:
+            s = fetch_snapshot(store, manifest, a)
+        except (SnapshotError, StoreError) as e:
+            logger.warning("snapshot %s is not used: %s", a.name, e)
+            continue
+        replica = Replica(manifest, wire.decode, s.parameters, s.chains)
+        if replica.digest() == a.digest:
+            return replica
+        logger.warning("snapshot %s is not used: its parameters have another digest than announced", a.name)
+    return Replica(manifest, wire.decode, rounds.initial_parameters(manifest, store.get))
 
 
 def fetch_payload(store: SnapshotStore, ref: PayloadRef) -> Payload | None:

@@ -38,6 +38,20 @@ def _fill(log: KafkaLog, topic: str, partition: int, count: int, first: int = 0)
     writer.close()
 
 
+def test_a_writer_says_where_its_records_stand(log: KafkaLog, topic: str) -> None:
+    _fill(log, topic, 1, 2)
+    heard: list[Record] = []
+    writer = log.writer(heard.append)
+    for value in (b"a", b"b"):
+        writer.send(topic, 1, value)
+    assert writer.flush(20), writer.failure()
+    writer.close()
+    assert [(r.topic, r.partition, r.offset, r.value) for r in heard] == [(topic, 1, 2, b"a"), (topic, 1, 3, b"b")]
+    assert [r._replace(timestamp_ms=0) for r in heard] == [
+        r._replace(timestamp_ms=0) for r in log.read(topic, 1, 2, 4)
+    ]
+
+
 def _poll(reader: KafkaReader, count: int, seconds: float = 15.0) -> list[Record]:
     found: list[Record] = []
     deadline = time.monotonic() + seconds

@@ -79,6 +79,9 @@ class Scripted(Worker):
         super()._poll_updates(p)
         self.fetched[UPDATES, p] = end
 
+    def acknowledged(self, *_: object) -> None:
+        """What it sends comes back to it when the script says so."""
+
     def next_work(self) -> list[ev.Effect]:
         if self.turn_of is None or self.turn_of.rows is None:
             return []

@@ -37,7 +37,9 @@ SCENES = {
     "a_slot_moves_and_comes_back": scene(
         4, faults=(at(0.03, "move", 1, 0), at(0.06, "move", 0, 0)), snapshot_every_s=0.03
     ),
-    "reset_at_a_snapshot": scene(4, faults=(at(0.07, "reset", 0, 0, 0.2),), snapshot_every_s=0.005),
+    "reset_at_a_snapshot": scene(
+        2, faults=(at(0.08, "reset", 0, 0, 0.2), at(0.12, "kill", 0)), snapshot_every_s=0.005
+    ),
     "a_payload_is_lost": scene(
         10, faults=(at(0.05, "lost", 0, 0, 0.4), at(0.051, "kill", 0)), inline_bytes=0, snapshot_every_s=0.02
     ),
