@@ -9,7 +9,6 @@ in the result then ends in the tier of the kernels.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import platform
@@ -25,15 +24,13 @@ from typing import Any
 
 import numpy as np
 import psutil
+from cluster_exchange import CD, exchange, with_exchange
 from cluster_memory import memory
 from cluster_messages import latency, payload
 from cluster_share import learning
 from cluster_tools import SHAPE, Tools, grey, load_watched, quantiles
 
 from gossipdbn.adapters.stores import open_store
-from gossipdbn.core import plan, rounds
-from gossipdbn.core.replica import Replica
-from gossipdbn.core.values import Manifest, RowRange, manifest_from_json, manifest_json
 from gossipdbn.embedded.broker import Broker
 from gossipdbn.embedded.hdfs import Hdfs
 from gossipdbn.embedded.spark import SparkCluster
@@ -46,129 +43,8 @@ from gossipdbn.spark.feed import FeedTarget, fit_source_schema, run_feed
 from gossipdbn.spark.placement import PLACEMENT_SETTINGS, WorkerOrder, place_workers
 from gossipdbn.spark.session import close_session, open_session
 from gossipdbn.testing import RunHarness
-from gossipdbn.wire import envelope
-from gossipdbn.wire.messages import RunWire
-from gossipdbn.wire.shards import ShardSequence, dtype_code, encode_shard, make_shard, shard_id, slot_of
-from gossipdbn.worker.rows import RowStore
 
 ROOT = Path(__file__).resolve().parent.parent
-# ---- rows per second with and without exchange ----------------------------------------------------------------------
-CD = PhaseSpec("cd", epochs=10**5, batch=100, tau=10, lr=0.005)
-SLOTS = 2
-FED, SHARD = 24_000, 250
-WARM_UP_S = 150.0  # Java's second compiler is done with the broker then
-
-
-def alone(path: str, slot: int, seconds: float) -> None:
-    """Train a slot's rounds on one core without a log, on the rows it has in a run; prints rows per second."""
-    manifest = manifest_from_json(Path(path).read_bytes())
-    rows = _rows_of(manifest, slot)
-    replica = Replica(manifest, RunWire().decode, rounds.initial_parameters(manifest))
-    state = rounds.fresh_state(manifest, slot, replica.chains[slot])
-    learners.warm(manifest.spec, manifest.phases)
-    phase, cursor, done, began = manifest.phases[0], (0, 0), 0, time.monotonic()
-    while time.monotonic() - began < seconds:
-        todo = plan.next_rows(manifest, 0, cursor, rows.rows, rows.ended, phase.batch * phase.tau)
-        assert isinstance(todo, RowRange), todo
-        job = rounds.begin(state, replica.acc, replica.version, todo)
-        rounds.run(manifest, job, *rows.get(todo))
-        if job.trained is not None:
-            job.trained.give_back()
-        cursor, done = (todo.epoch, todo.first + todo.count), done + todo.count
-    print(done / (time.monotonic() - began))
-
-
-def _rows_of(manifest: Manifest, slot: int) -> RowStore:
-    """A slot's rows of those that `with_exchange` feeds."""
-    rows, sequence, values = RowStore(manifest, slot, envelope.NO_KEYS), ShardSequence(), grey(FED)
-    for number, first in enumerate(range(0, FED, SHARD)):
-        part = values[first : first + SHARD]
-        shard = make_shard(shard_id("test", number, first, len(part)), part, None, dtype_code("grey"))
-        if slot_of(shard.id, manifest.slots) == slot:
-            sequence.add(shard)
-            rows.feed(rows.next_offset, envelope.seal(encode_shard(shard)))
-    rows.feed(rows.next_offset, envelope.seal(encode_shard(sequence.end_mark())))
-    return rows
-
-
-def with_exchange(tools: Tools, share: float, seconds: float, store: str = "") -> tuple[float, dict[str, Any]]:
-    """Rows per second of two workers, and what the updates say, read when the time is over."""
-    values = grey(FED)
-    mean = (values.mean(0) / 127).clip(0.01, 0.99).astype(np.float32)
-    settings = {"communication_share": share}
-    run = tools.run(hidden=(500,), phases=[CD], slots=SLOTS, store=store, settings=settings, visible_mean=mean, **SHAPE)
-    run.feed_rows(values, shard_rows=SHARD)
-    run.start_workers(2)
-    run.wait_for(lambda f: f.ledger.updates > 60, 120)
-    cpu, began_s = _cpu_seconds(), time.time() - run.manifest.created_ms / 1000
-    time.sleep(seconds)
-    used = {who: round((s - cpu.get(who, 0.0)) / seconds, 3) for who, s in _cpu_seconds().items()}
-    run.follower.catch_up(time.monotonic())
-    assert not run.follower.finished, run.follower.failed or "too few rows for the time"
-    points = list(run.follower.seen.curve)
-    rate = sum(p.rows for p in points if began_s <= p.time_s < began_s + seconds) / seconds
-    facts = {
-        "rows_per_update": round(statistics.mean(p.rows for p in points[-40:])),
-        "error": round(statistics.mean(p.error for p in points[-40:]), 5),
-        "rows": sum(p.rows for p in points),
-        "cores_used": used,
-        "snapshots": sum(len(s) for s in run.follower.control.snapshots.values()),
-    }
-    run.close()
-    return rate, facts
-
-
-def _cpu_seconds() -> dict[str, float]:
-    """CPU seconds so far of the broker and of the workers."""
-    found: dict[str, float] = {}
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            who = "broker" if child.name() == "java" else "workers"
-            found[who] = found.get(who, 0.0) + sum(child.cpu_times()[:2])
-    return found
-
-
-def exchange(tools: Tools) -> dict[str, Any]:
-    """Two workers of a slot each and the broker on the same cores: fixed tau, adaptive tau, and no log at all.
-
-    The broker is one for a long life (`gossipdbn up`), measured when Java has compiled it; quick runs take another.
-    """
-    with Broker(tools.folder / "lasting", die_with_parent=True, lasting=tools.repeats > 1) as broker:
-        lasting = Tools(tools.folder / "exchange", broker.bootstrap, tools.repeats, tools.seconds, tools.minutes)
-        lasting.folder.mkdir()
-        with_exchange(lasting, 0.0, WARM_UP_S if tools.repeats > 1 else tools.seconds)
-        return _shares(lasting)
-
-
-def _shares(tools: Tools) -> dict[str, Any]:
-    """Each run with exchange beside the mean of those without before and after it: the host is not always as fast."""
-    manifest = tools.run(hidden=(500,), phases=[CD], slots=SLOTS, **SHAPE).manifest
-    path = tools.folder / "alone.json"
-    path.write_bytes(manifest_json(manifest))
-    without: list[float] = []
-    rates: dict[str, list[float]] = {"tau_10": [], "adaptive": []}
-    shares: dict[str, list[float]] = {"tau_10": [], "adaptive": []}
-    facts: dict[str, Any] = {}
-
-    def measure_alone() -> None:
-        command = [sys.executable, __file__, "--alone", str(path), str(tools.seconds)]
-        pair = [subprocess.Popen([*command, str(i)], stdout=subprocess.PIPE, text=True) for i in range(SLOTS)]
-        without.append(sum(float(p.communicate()[0]) for p in pair))
-
-    measure_alone()
-    for _ in range(tools.repeats):
-        for name, share in (("tau_10", 0.0), ("adaptive", 0.05)):
-            rate, facts[name] = with_exchange(tools, share, tools.seconds)
-            measure_alone()
-            rates[name].append(rate)
-            shares[name].append(rate / statistics.mean(without[-2:]))
-    return {
-        "slots": SLOTS,
-        "rows_per_s": {k: round(statistics.median(v)) for k, v in {"without": without, **rates}.items()},
-        **{f"{name}_share": round(statistics.median(v), 3) for name, v in shares.items()},
-        "shares": {name: [round(x, 3) for x in v] for name, v in shares.items()},
-        **facts,
-    }
 
 
 # ---- feed -----------------------------------------------------------------------------------------------------------
@@ -315,12 +191,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="runs per figure")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of one throughput measurement")
     parser.add_argument("--minutes", type=float, default=10.0, help="how long memory is watched")
-    parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.alone:
-        path, seconds, slot = options.alone
-        alone(path, int(slot), float(seconds))
-        return
     if options.quick:
         options.repeats, options.seconds, options.minutes = 1, 5.0, 1.0
     unknown = set(options.parts) - set(PARTS)

@@ -16,6 +16,7 @@ from gossipdbn.testing import RunHarness
 ENDLESS = 10**5
 WARM_UP_SHARE = 0.1  # of the time watched: rows, buffers and compiled code come in the first minute
 LARGE_S = 30.0
+STACK = (2000, 2000, 2000)
 
 
 def _resident(run: RunHarness, name: str) -> int:
@@ -48,13 +49,16 @@ def idle(tools: Tools) -> int:
     return found
 
 
-def large(tools: Tools, hidden: int) -> tuple[int, int]:
-    """Bytes of a worker with one slot of a large layer, and the layer's parameters."""
-    phases = [PhaseSpec("cd", epochs=ENDLESS, batch=20, tau=2)]
-    run = tools.run(hidden=(hidden,), phases=phases, slots=1, **SHAPE)
-    run.feed_rows(grey(2000))
+def large(tools: Tools, *hidden: int) -> tuple[int, int]:
+    """Bytes of a worker with one slot that trains the last of these layers, and the parameters of all."""
+    first = [PhaseSpec("cd", i, epochs=1, batch=20, tau=2) for i in range(len(hidden) - 1)]
+    phases = [*first, PhaseSpec("cd", len(first), epochs=ENDLESS, batch=20, tau=2)]
+    run = tools.run(hidden=hidden, phases=phases, slots=1, **SHAPE)
+    run.feed_rows(grey(1000))
     run.start_worker("large")
-    run.wait_for(lambda f: f.ledger.updates > 10, 300)
+    run.wait_for(lambda f: f.replica.chains[0].phase == len(first), 300)
+    done = run.follower.ledger.updates
+    run.wait_for(lambda f: f.ledger.updates > done + 10, 300)
     found = statistics.median(_sampled(run, "large", LARGE_S))
     parameters = len(run.follower.replica.acc)
     run.close()
@@ -93,10 +97,14 @@ def memory(tools: Tools) -> dict[str, Any]:
     idle_bytes = idle(tools)
     large_bytes, parameters = large(tools, 4000)
     larger_bytes, more = large(tools, 8000)
+    stack_bytes, stacked = large(tools, *STACK)
     return {
         "idle_MB": round(idle_bytes / 1e6, 1),
         "parameters": parameters,
         "bytes_per_parameter": round((large_bytes - idle_bytes) / parameters, 1),
         "bytes_per_further_parameter": round((larger_bytes - large_bytes) / (more - parameters), 1),
+        "stack": [SHAPE["visible"], *STACK],
+        "stack_parameters": stacked,
+        "bytes_per_parameter_of_a_stack": round((stack_bytes - idle_bytes) / stacked, 1),
         **steady(tools),
     }

@@ -38,7 +38,7 @@ from gossipdbn.errors import LocalProtocolError, SnapshotCorrupt, SnapshotMissin
 from gossipdbn.kernels import codec, workspaces
 from gossipdbn.models import learners
 from gossipdbn.models.rows import AnyRows
-from gossipdbn.models.spec import layout, parameter_count, phase_tensors, share_divisor
+from gossipdbn.models.spec import parameter_count, share_divisor, trained_count, trained_tensors
 
 __all__ = [
     "GetObject",
@@ -74,9 +74,9 @@ class ShardPosition:
 class SlotState:
     """What a slot is besides the replica: all that its next round depends on.
 
-    ``residual`` int32 [P]: what quantisation left behind. ``optimiser``: named arrays of the phase's learner
-    (momentum, moments, chains, running means). ``seq``, ``step``, ``cursor``, ``phase``, ``tip``, ``start_version``
-    run ahead of the slot's chain by the updates that are sent and not yet read back.
+    ``residual`` int32 [p]: of each parameter that the phase trains, what quantisation left behind. ``optimiser``: named
+    arrays of the phase's learner (momentum, moments, chains, running means). ``seq``, ``step``, ``cursor``, ``phase``,
+    ``tip``, ``start_version`` run ahead of the slot's chain by the updates that are sent and not yet read back.
     """
 
     slot: int
@@ -153,11 +153,15 @@ def parameters_name(parent: Mapping[str, object]) -> str:
     return f"parameters/{parent.get('parameters')}"
 
 
+def _no_residual(manifest: Manifest, phase: int) -> NDArray[np.int32]:
+    return np.zeros(trained_count(manifest.spec, manifest.phases[phase]), np.int32)
+
+
 def fresh_state(manifest: Manifest, slot: int, chain: Chain) -> SlotState:
     """The state of a slot that begins, or that was reset, where its chain stands: empty residual and optimiser."""
     return SlotState(
         slot=slot,
-        residual=np.zeros(parameter_count(manifest.spec), np.int32),
+        residual=_no_residual(manifest, chain.phase),
         optimiser={} if chain.closed else learners.new_state(manifest.spec, manifest.phases[chain.phase]),
         seq=chain.count,
         step=chain.step,
@@ -199,12 +203,6 @@ def begin(
     """
     at = (state.slot, state.phase, rows, state.step, version)
     return RoundJob(*at, *codec.measured(start), start, state.optimiser, spare or Spare())
-
-
-def _phase_slices(manifest: Manifest, phase: int) -> list[slice]:
-    """Where the tensors that a phase trains lie in the flat parameters."""
-    tensors = [layout(manifest.spec)[i] for i in phase_tensors(manifest.spec, manifest.phases[phase])]
-    return [slice(t.offset, t.offset + t.size) for t in tensors]
 
 
 def run(
@@ -267,12 +265,12 @@ def finish(manifest: Manifest, state: SlotState, job: RoundJob, metrics: Metrics
     """The update of a trained round. Moves the residual; ``sent`` moves the rest of the state. Uses the job up."""
     spec, phase = manifest.spec, manifest.phases[job.phase]
     parts: list[TensorDelta] = []
-    for i, at in zip(phase_tensors(spec, phase), _phase_slices(manifest, job.phase), strict=True):
-        residual = state.residual[at].reshape(layout(spec)[i].blocks)
-        divisor = share_divisor(spec, phase, i, manifest.slots)
-        now = job.parameters[at] if job.trained is None else job.trained.tensors[i]
+    for t, at, among in trained_tensors(spec, phase):
+        residual = state.residual[among].reshape(t.blocks)
+        divisor = share_divisor(spec, phase, t.id, manifest.slots)
+        now = job.parameters[at] if job.trained is None else job.trained.tensors[t.id]
         data = codec.fold_and_quantise(manifest.codec, residual, now, job.start[at], divisor, manifest.e_max)
-        parts.append(TensorDelta(i, manifest.codec, data))
+        parts.append(TensorDelta(t.id, manifest.codec, data))
     if job.trained is not None:
         job.trained.give_back()
     return _update(manifest, state, job.start_version, job.start_digest, job.rows, OPEN, tuple(parts), metrics, "")
@@ -290,11 +288,10 @@ def closing(
     """A closing update: no rows, the whole residual by the exact codec; the optimiser is cleared by ``sent``."""
     parts: list[TensorDelta] = []
     if kind != FAILED:
-        for i in phase_tensors(manifest.spec, manifest.phases[state.phase]):
-            t = layout(manifest.spec)[i]
-            rest = state.residual[t.offset : t.offset + t.size]
+        for t, _, among in trained_tensors(manifest.spec, manifest.phases[state.phase]):
+            rest = state.residual[among]
             if rest.any():
-                parts.append(TensorDelta(i, EXACT, codec.quantise(EXACT, rest.reshape(t.blocks), manifest.e_max)))
+                parts.append(TensorDelta(t.id, EXACT, codec.quantise(EXACT, rest.reshape(t.blocks), manifest.e_max)))
     rows = RowRange(*state.cursor, 0)
     return _update(manifest, state, version, start_digest, rows, kind, tuple(parts), metrics, note)
 
@@ -308,12 +305,13 @@ def sent(manifest: Manifest, state: SlotState, update: Update, raw: bytes, versi
     state.start_version = version
     if update.closing == OPEN:
         return
-    state.residual[:] = 0
-    state.optimiser = {}
     if update.closing == CLOSES_PHASE:
         state.phase += 1
+        state.residual = _no_residual(manifest, state.phase)
         state.optimiser = learners.new_state(manifest.spec, manifest.phases[state.phase])
     else:
+        state.residual[:] = 0
+        state.optimiser = {}
         state.closed = True
 
 

@@ -13,7 +13,7 @@ from gossipdbn.models import supervised
 from gossipdbn.models.reading import binary_mask, byte_of_one, integer_layer, layer_slices
 from gossipdbn.models.rows import AnyRows, row_view
 from gossipdbn.models.rows import dense as dense_rows
-from gossipdbn.models.spec import ModelSpec, PhaseSpec, layout, phase_tensors, share_divisor
+from gossipdbn.models.spec import ModelSpec, PhaseSpec, share_divisor, trained_tensors
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
@@ -161,8 +161,7 @@ def _update_mu(state: State, name: str, x: AnyRows, one: int) -> None:
 
 def in_order(spec: ModelSpec, phase: PhaseSpec, parameters: Ints) -> Trained:
     """The phase's tensors as slices of a vector."""
-    tensors = [layout(spec)[i] for i in phase_tensors(spec, phase)]
-    return Trained({t.id: parameters[t.offset : t.offset + t.size] for t in tensors})
+    return Trained({t.id: parameters[at] for t, at, _ in trained_tensors(spec, phase)})
 
 
 def collected(spec: ModelSpec, phase: PhaseSpec, trainers: list[LayerTrainer], scratch: Callable[[], Ints]) -> Trained:

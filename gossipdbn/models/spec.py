@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from gossipdbn.errors import ConfigError
 
@@ -178,6 +178,30 @@ def phase_tensors(spec: ModelSpec, phase: PhaseSpec) -> tuple[int, ...]:
     if phase.learner == "joint":
         return (*range(3 * n), *head)
     return (*(t for i in range(n) for t in (3 * i, 3 * i + 2)), *head)
+
+
+class PhaseTensor(NamedTuple):
+    """A tensor that a phase trains: where it lies in the flat parameters, and among those that the phase trains."""
+
+    tensor: Tensor
+    at: slice
+    among: slice
+
+
+@lru_cache(maxsize=64)
+def trained_tensors(spec: ModelSpec, phase: PhaseSpec) -> tuple[PhaseTensor, ...]:
+    """The tensors of `phase_tensors` and where they lie."""
+    found, end = [], 0
+    for i in phase_tensors(spec, phase):
+        t = layout(spec)[i]
+        found.append(PhaseTensor(t, slice(t.offset, t.offset + t.size), slice(end, end + t.size)))
+        end += t.size
+    return tuple(found)
+
+
+def trained_count(spec: ModelSpec, phase: PhaseSpec) -> int:
+    """How many parameters the phase trains."""
+    return int(trained_tensors(spec, phase)[-1].among.stop)
 
 
 def share_divisor(spec: ModelSpec, phase: PhaseSpec, tensor_id: int, slots: int) -> int:

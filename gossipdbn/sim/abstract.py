@@ -14,7 +14,7 @@ from gossipdbn.errors import DataError, RemoteProtocolError
 from gossipdbn.kernels.counter_rng import permutation
 from gossipdbn.models.learners import RoundStats
 from gossipdbn.models.rows import AnyRows, dense
-from gossipdbn.models.spec import ModelSpec, PhaseSpec, layout, phase_tensors
+from gossipdbn.models.spec import ModelSpec, PhaseSpec, trained_tensors
 from gossipdbn.wire.shards import ShardLimits, ShardSequence, dtype_code, open_shard, unpack
 
 __all__ = ["RowView", "train"]
@@ -22,8 +22,7 @@ __all__ = ["RowView", "train"]
 
 @lru_cache(maxsize=256)
 def _changed(spec: ModelSpec, phase: PhaseSpec) -> NDArray[np.int64]:
-    tensors = [layout(spec)[i] for i in phase_tensors(spec, phase)]
-    return np.concatenate([np.arange(t.offset, t.offset + t.size) for t in tensors])
+    return np.concatenate([np.arange(at.start, at.stop) for _, at, _ in trained_tensors(spec, phase)])
 
 
 def train(

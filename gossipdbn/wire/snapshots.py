@@ -1,7 +1,8 @@
 """A snapshot as one safetensors file, named by its content; written tensor by tensor, without a copy in memory.
 
 Header metadata (JSON under ``gossipdbn``): format, numerics, run, slot, the chains of every partition and the slot's
-counters. Tensors: ``parameters`` int32 [P], ``residual`` int32 [P], and the learner's arrays under ``optimiser.``.
+counters. Tensors: ``parameters`` int32 [P], ``residual`` int32 [p] of those that the phase trains, and the learner's
+arrays under ``optimiser.``.
 safetensors does not notice flipped bytes, so readers compare the announced sha256 before they parse.
 """
 
@@ -23,7 +24,7 @@ from gossipdbn.core.rounds import ShardPosition, SlotState
 from gossipdbn.core.values import Manifest, SnapshotAnnounced
 from gossipdbn.errors import SnapshotCorrupt, SnapshotIncompatible
 from gossipdbn.kernels import codec
-from gossipdbn.models.spec import parameter_count
+from gossipdbn.models.spec import parameter_count, trained_count, trained_tensors
 
 __all__ = [
     "SNAPSHOT_FORMAT",
@@ -36,7 +37,9 @@ __all__ = [
     "write_snapshot",
 ]
 
-SNAPSHOT_FORMAT = 1
+SNAPSHOT_FORMAT = 2
+"""Format 1 had a residual of all parameters; it is read still."""
+_FORMATS = (1, SNAPSHOT_FORMAT)
 _HEADER_MAX = 16 << 20
 # safetensors' names, in the order in which its own writer sorts tensors.
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -215,6 +218,16 @@ def _inconsistent(manifest: Manifest, meta: _Meta) -> str:
     return ""
 
 
+def _misshapen(manifest: Manifest, meta: _Meta, tensors: dict[str, np.ndarray]) -> str:
+    """Which of the tensors that every snapshot has is not as it should be, or ''."""
+    n = parameter_count(manifest.spec)
+    p = n if meta.format == 1 else trained_count(manifest.spec, manifest.phases[meta.state.phase])
+    for name, size in (("parameters", n), ("residual", p)):
+        if name not in tensors or tensors[name].dtype != np.int32 or tensors[name].shape != (size,):
+            return f"tensor {name} is missing or of the wrong shape"
+    return ""
+
+
 def decode_snapshot(manifest: Manifest, data: bytes, sha256: bytes) -> Snapshot:
     """A snapshot from its bytes. Its parameters are a view of them, read-only; a `Replica` takes a copy.
 
@@ -230,7 +243,7 @@ def decode_snapshot(manifest: Manifest, data: bytes, sha256: bytes) -> Snapshot:
         raw = str(metadata["gossipdbn"]).encode()
         fmt = msgspec.json.decode(raw, type=dict[str, object])
         if (
-            fmt.get("format") != SNAPSHOT_FORMAT
+            fmt.get("format") not in _FORMATS
             or fmt.get("numerics") != manifest.numerics
             or fmt.get("run") != manifest.run
         ):
@@ -242,20 +255,19 @@ def decode_snapshot(manifest: Manifest, data: bytes, sha256: bytes) -> Snapshot:
         tensors = _tensors(described, body)
     except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as e:
         raise SnapshotCorrupt(f"snapshot cannot be parsed: {e}") from e
-    n = parameter_count(manifest.spec)
-    for name in ("parameters", "residual"):
-        if name not in tensors or tensors[name].dtype != np.int32 or tensors[name].shape != (n,):
-            raise SnapshotCorrupt(f"snapshot tensor {name} is missing or of the wrong shape")
     c = meta.state
-    problem = _inconsistent(manifest, meta)
+    problem = _inconsistent(manifest, meta) or _misshapen(manifest, meta, tensors)
     if not problem and codec.digest(tensors["parameters"]) != meta.digest:
         problem = "its parameters do not have its digest"
     if problem:
         raise SnapshotCorrupt(f"snapshot of slot {c.slot}: {problem}")
+    residual = tensors["residual"]
+    if meta.format == 1:
+        residual = np.concatenate([residual[t.at] for t in trained_tensors(manifest.spec, manifest.phases[c.phase])])
     optimiser = {k.removeprefix("optimiser."): v.copy() for k, v in tensors.items() if k.startswith("optimiser.")}
     state = SlotState(
         c.slot,
-        tensors["residual"].copy(),
+        residual.copy(),
         optimiser,
         c.seq,
         c.step,

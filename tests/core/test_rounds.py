@@ -8,6 +8,7 @@ import pytest
 from gossipdbn.core import recompute, rounds
 from gossipdbn.core.values import CLOSES_PHASE, DONE, FAILED, RESET, RowRange
 from gossipdbn.errors import LocalProtocolError, LogError, ReplayDivergence
+from gossipdbn.models.spec import ModelSpec, PhaseSpec, share_divisor, trained_tensors
 from gossipdbn.sim import abstract
 from tests.core.making import WIRE, Author, a_manifest, a_replica, changed, fresh, rows_of
 
@@ -41,6 +42,35 @@ def test_what_is_not_sent_stays_in_the_residual():
     sent = author.replica.acc - before
     assert np.abs(sent + state.residual - progress).max() <= 0.5
     assert state.residual.any()
+
+
+def test_a_residual_has_the_parameters_of_its_phase():
+    """Layers that are not trained need none: a stack's slot takes the room of its largest layer."""
+    spec = ModelSpec(5, (4, 3), classes=2)
+    phases = (PhaseSpec("cd", 0, 1, 2, 1), PhaseSpec("cd", 1, 1, 2, 1), PhaseSpec("backprop", 0, 1, 2, 1))
+    manifest = a_manifest(phases=phases, spec=spec)
+    author = Author(manifest)
+    author.claim(0)
+    sizes = []
+    for epoch, phase in enumerate(phases):
+        state = author.states[0]
+        sizes.append(state.residual.size)
+        before = author.replica.acc.copy()
+        rows = RowRange(epoch, 0, 2)
+        job = rounds.begin(state, author.replica.acc.copy(), author.replica.version, rows)
+        abstract.train(manifest, job, rows_of(0, rows), None, 0)
+        wanted = job.parameters - before
+        divisors = [share_divisor(spec, phase, t.id, 2) for t, _, _ in trained_tensors(spec, phase)]
+        author.write(rounds.finish(manifest, state, job))
+        author.close(0)
+        got = author.replica.acc - before
+        for (_, at, _), divisor in zip(trained_tensors(spec, phase), divisors, strict=True):
+            assert np.array_equal(got[at], np.rint(wanted[at] / divisor))
+        untouched = np.ones(len(got), bool)
+        for _, at, _ in trained_tensors(spec, phase):
+            untouched[at] = False
+        assert not got[untouched].any()
+    assert sizes == [5 * 4 + 5 + 4, 4 * 3 + 4 + 3, 5 * 4 + 4 + 4 * 3 + 3 + 3 * 2 + 2]
 
 
 def test_a_closing_update_sends_the_whole_residual():

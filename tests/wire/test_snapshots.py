@@ -17,7 +17,7 @@ from safetensors.numpy import save
 from gossipdbn.core import events as ev
 from gossipdbn.core.rounds import ShardPosition
 from gossipdbn.errors import SnapshotCorrupt, SnapshotIncompatible
-from gossipdbn.models.spec import ModelSpec
+from gossipdbn.models.spec import ModelSpec, PhaseSpec, trained_tensors
 from gossipdbn.wire.snapshots import (
     announce,
     chain_room,
@@ -80,6 +80,29 @@ def test_a_snapshot_is_copied_before_its_partition_is_read_and_says_afterwards_w
     tight = io.BytesIO(encode_snapshot(M, s))
     with pytest.raises(SnapshotCorrupt, match="does not fit"):
         write_chain(0, later, tight)
+
+
+def test_a_snapshot_of_format_1_is_read_still():
+    """Its residual was one of all parameters, whatever the phase trained."""
+    manifest = a_manifest(spec=ModelSpec(5, (4, 3)), phases=(PhaseSpec("cd", 0, 1, 2, 1), PhaseSpec("cd", 1, 1, 2, 1)))
+    author = Author(manifest)
+    author.claim(0)
+    author.update(0)
+    author.close(0)
+    author.update(0, epoch=1)
+    state, r = author.states[0], author.replica
+    now = ev.Snapshot(0, r.acc, tuple(r.chains), state, r.digest())
+    everywhere = np.zeros(r.acc.size, np.int32)
+    for _, at, among in trained_tensors(manifest.spec, manifest.phases[1]):
+        everywhere[at] = state.residual[among]
+    whole = encode_snapshot(manifest, replace(now, state=replace(state, residual=everywhere)))
+    data = whole.replace(b'\\"format\\":2', b'\\"format\\":1')
+    assert data != whole
+    back = decode_snapshot(manifest, data, hashlib.sha256(data).digest())
+    assert state.residual.any() and np.array_equal(back.state.residual, state.residual)
+    for wrong in (whole, encode_snapshot(manifest, now).replace(b'\\"format\\":2', b'\\"format\\":1')):
+        with pytest.raises(SnapshotCorrupt, match="residual"):
+            decode_snapshot(manifest, wrong, hashlib.sha256(wrong).digest())
 
 
 def test_it_is_the_file_that_safetensors_writes():
