@@ -93,18 +93,23 @@ def steady(tools: Tools) -> dict[str, Any]:
 
 
 def memory(tools: Tools) -> dict[str, Any]:
-    """All three. What a worker needs once it trains at all is told from what it needs for each parameter."""
+    """All three. What a worker needs once it trains at all is told from what it needs for each parameter.
+
+    The stack trains its last layer, one of its two largest; a network of one layer is the dearest there is.
+    """
     idle_bytes = idle(tools)
+    stack_bytes, stacked = large(tools, *STACK)
     large_bytes, parameters = large(tools, 4000)
     larger_bytes, more = large(tools, 8000)
-    stack_bytes, stacked = large(tools, *STACK)
     return {
         "idle_MB": round(idle_bytes / 1e6, 1),
-        "parameters": parameters,
-        "bytes_per_parameter": round((large_bytes - idle_bytes) / parameters, 1),
-        "bytes_per_further_parameter": round((larger_bytes - large_bytes) / (more - parameters), 1),
         "stack": [SHAPE["visible"], *STACK],
-        "stack_parameters": stacked,
-        "bytes_per_parameter_of_a_stack": round((stack_bytes - idle_bytes) / stacked, 1),
+        "parameters": stacked,
+        "bytes_per_parameter": round((stack_bytes - idle_bytes) / stacked, 1),
+        "one_layer": {
+            "parameters": parameters,
+            "bytes_per_parameter": round((large_bytes - idle_bytes) / parameters, 1),
+            "bytes_per_further_parameter": round((larger_bytes - large_bytes) / (more - parameters), 1),
+        },
         **steady(tools),
     }

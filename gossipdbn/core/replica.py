@@ -4,7 +4,7 @@ A replica starts from the manifest's initial parameters and reads the updates to
 is accepted, void, or undecided (``chain.py`` says when); an accepted update's integers are added. Addition commutes, so
 two replicas that contain the same updates are equal bit for bit, whatever order they read them in. ``version`` says
 what is contained: one count per partition. Nothing else ever changes a parameter, a worker's own updates included:
-they come back from the log like everybody's.
+they count when the log has them, like everybody's.
 """
 
 from __future__ import annotations
