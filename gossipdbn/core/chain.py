@@ -117,7 +117,7 @@ _REMEMBERED_BYTES = 1 << 16
 def read_payload(manifest: Manifest, payload: Payload) -> tuple[Deltas, ...]:
     """The deltas; raises ValueError when any part is malformed or out of the manifest's bounds.
 
-    The last ones are remembered: an owner meets each of its updates three times, when it makes, sends and reads it.
+    The last ones are remembered: an owner meets each of its updates twice, a recovery beside the logged one.
     """
     tensors = layout(manifest.spec)
     return tuple(

@@ -165,7 +165,7 @@ class Host:
 
     def _acknowledged(self, event: Acknowledged) -> list[Effect]:
         partition = event.partition
-        if partition in self.held:
+        if partition in self.held or partition not in self.slots:
             return []
         known, effects = self._acks.is_next(partition, self.replica.chains[partition], event.offset, self._now_s)
         return [*effects, *(self._logged(Logged(partition, event.offset, event.raw)) if known else [])]

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossipdbn.core import plan, rounds
-from gossipdbn.core.chain import read_payload
+from gossipdbn.core.chain import digest_of, read_payload
 from gossipdbn.core.events import (
     AskEnd,
     Dice,
@@ -358,7 +358,7 @@ class Slot:
         expected = self._replica.expected_digest(self._replica.version)
         if expected is None:
             return
-        expected = (expected + sum(p.digest for p in pending)) & _MASK
+        expected = (expected + sum(digest_of(p.deltas) for p in pending)) & _MASK
         if digest != expected:
             raise LocalProtocolError(
                 f"slot {self.slot}: the replica's digest is {digest:016x}, by the log it is {expected:016x}: memory is "
@@ -398,7 +398,7 @@ class Slot:
         raw = self._wire.encode(update)
         rounds.sent(self._manifest, state, update, raw, version)
         sealed = Sealed(update, self._settings.key_id, raw)
-        self.pending.append(Pending(sealed, payload, read_payload(self._manifest, payload), update.digest))
+        self.pending.append(Pending(sealed, payload, read_payload(self._manifest, payload)))
         return [Publish(self.slot, raw, spill)]
 
     # ---- snapshots and leaving --------------------------------------------------------------------------------------

@@ -267,13 +267,12 @@ class Accepted:
 class Pending:
     """An update that its owner has sent and not yet read back, as it was before it became bytes.
 
-    ``payload``: inline in the record or not. ``digest``: the update's.
+    ``payload``: inline in the record or not.
     """
 
     sealed: Sealed
     payload: Payload
     deltas: tuple[Deltas, ...]
-    digest: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,11 +166,11 @@ class Worker:
     def turn(self) -> bool:
         """What the production's loop does in one pass; True when there is more to do at once."""
         host = self.host
+        self._step(ev.Tick(self.world.now_s + self.clock_s))
         while self.mail:
             self._step(self.mail.popleft())
         self._poll()
         self._background()
-        self._step(ev.Tick(self.world.now_s + self.clock_s))
         if self.recoveries:
             self._recover_some()
         if self.job is None:
@@ -342,6 +342,8 @@ class Worker:
         if isinstance(m, Claim):
             self.world.say(f"{self.name} slot {m.slot} claims incarnation {m.incarnation}")
         elif isinstance(m, Update) and slot is not None:
+            if slot.pending[-1].sealed != decoded:
+                raise Violation(f"{self.name} slot {m.slot}: update {m.seq} is read otherwise than it was meant")
             self.world.checker.publishes(self.name, f"{m.incarnation}".encode(), m, effect.raw)
             self.world.window(self.name, slot)
         if effect.spill is not None:

@@ -261,13 +261,15 @@ def decode_snapshot(manifest: Manifest, data: bytes, sha256: bytes) -> Snapshot:
         problem = "its parameters do not have its digest"
     if problem:
         raise SnapshotCorrupt(f"snapshot of slot {c.slot}: {problem}")
-    residual = tensors["residual"]
     if meta.format == 1:
-        residual = np.concatenate([residual[t.at] for t in trained_tensors(manifest.spec, manifest.phases[c.phase])])
+        trained = trained_tensors(manifest.spec, manifest.phases[c.phase])
+        residual = np.concatenate([tensors["residual"][t.at] for t in trained])
+    else:
+        residual = tensors["residual"].copy()
     optimiser = {k.removeprefix("optimiser."): v.copy() for k, v in tensors.items() if k.startswith("optimiser.")}
     state = SlotState(
         c.slot,
-        residual.copy(),
+        residual,
         optimiser,
         c.seq,
         c.step,

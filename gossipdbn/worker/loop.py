@@ -75,7 +75,7 @@ class Worker:
         self.host = Host(replica, self._wire, settings, random.Random(options.name).random)  # noqa: S311 - spreads claims
         self.rows: dict[int, RowStore] = {}
         self.rounds = self.rows_trained = 0
-        self.train_s = self._merge_s = 0.0
+        self.train_s = self._merge_s = self._sent_s = 0.0
         self._stopping_since: float | None = None
         self._recoveries: dict[int, Recovery] = {}
         self._asks: deque[int] = deque()
@@ -116,19 +116,16 @@ class Worker:
         if not self._letting_go:
             self._membership()
         started, trained_s = self._clock.monotonic_s(), self.train_s
+        self._step(ev.Tick(started))
+        self._acknowledgements()  # first: what they tell need not be read
         busy = self._busy()
         for record in self._reader.poll(0.0 if busy else self._patience_s()):
             self._record(record)
-        failure = self._writer.failure()
-        while self._acknowledged:
-            record = self._acknowledged.popleft()
-            if record.topic == self.topics.updates:
-                self._step(ev.Acknowledged(record.partition, record.offset, record.value))
         self._merge_s += self._clock.monotonic_s() - started
         self._background()
+        failure = self._writer.failure()
         if failure:
             self._step(ev.SendFailed(failure))
-        self._step(ev.Tick(self._clock.monotonic_s()))
         if self._recoveries:
             self._recover_some()
         self._perform(self.host.work())
@@ -143,9 +140,16 @@ class Worker:
             or any(s.state is not None and not s.waits_for for s in self.host.slots.values())
         )
 
+    def _acknowledgements(self) -> None:
+        self._writer.failure()  # calls back
+        while self._acknowledged:
+            record = self._acknowledged.popleft()
+            if record.topic == self.topics.updates:
+                self._step(ev.Acknowledged(record.partition, record.offset, record.value))
+
     def _patience_s(self) -> float:
-        """How long an idle worker waits for records; acknowledgements of its own end no wait."""
-        return 0.001 if any(s.pending for s in self.host.slots.values()) else 0.005
+        """How long an idle worker waits for records; an acknowledgement, which may come soon, ends no wait."""
+        return 0.001 if self._clock.monotonic_s() - self._sent_s < 0.1 else 0.005
 
     def _done(self) -> bool:
         if self.host.finished and not self._snapshots.busy:
@@ -374,6 +378,7 @@ class Worker:
             self._step(ev.TauChosen(job.slot, job.phase, tau))
 
     def _send(self, topic: str, partition: int, raw: bytes) -> None:
+        self._sent_s = self._clock.monotonic_s()
         try:
             self._writer.send(topic, partition, raw)
         except LogError as e:

@@ -32,13 +32,41 @@ def acknowledge(bench, offset=None):
     return bench.step(ev.Acknowledged(sent.slot, at, sent.raw))
 
 
-def test_an_acknowledged_update_is_read_back_and_its_partition_no_longer_read(bench):
-    bench.train()
-    assert follows(acknowledge(bench)) == [(0, None)]
-    assert bench.host.replica.version == (1, 0, 0) and not bench.host.slots[0].pending
+@pytest.fixture
+def unread(bench):
+    """Slot 0's partition holds a claim and two updates and is no longer read."""
+    for _ in range(2):
+        bench.train()
+        acknowledge(bench)
+    return bench
+
+
+def test_acknowledged_updates_are_read_back_and_their_partition_is_no_longer_read(bench):
     bench.train()
     assert follows(acknowledge(bench)) == []
-    assert bench.host.replica.version == (2, 0, 0)
+    assert bench.host.replica.version == (1, 0, 0) and not bench.host.slots[0].pending
+    bench.train()
+    assert follows(acknowledge(bench)) == [(0, None)]
+    bench.train()
+    assert follows(acknowledge(bench)) == []
+    assert bench.host.replica.version == (3, 0, 0)
+
+
+def test_where_they_come_seldom_it_is_read_on(bench):
+    for _ in range(3):
+        bench.tick(QUIET_S)
+        bench.train()
+        assert follows(acknowledge(bench)) == []
+    assert bench.host.replica.version == (3, 0, 0)
+
+
+def test_of_a_slot_that_is_another_workers_nothing_is_heard(bench):
+    bench.step(ev.Assigned(1))
+    bench.read()
+    bench.tick()
+    assert bench.sent
+    bench.step(ev.Unassigned(1))
+    assert acknowledge(bench) == [] and bench.host.replica.chains[1].offset == 0
 
 
 def test_it_is_not_opened_again(bench, monkeypatch):
@@ -57,41 +85,33 @@ def test_what_was_read_before_it_was_acknowledged_counts_once(bench):
 
 
 @pytest.mark.parametrize("unknown", [True, False])
-def test_a_record_further_on_makes_it_be_read_again(bench, unknown):
-    bench.train()
-    acknowledge(bench)
-    bench.train()
-    bench.log[0].append(b"somebody's noise")
-    assert follows(acknowledge(bench, -1001 if unknown else None)) == [(0, 2)]
-    assert bench.host.replica.version == (1, 0, 0)
-    bench.read()
-    assert bench.host.replica.version == (2, 0, 0) and bench.host.replica.chains[0].voids == 1
+def test_a_record_further_on_makes_it_be_read_again(unread, unknown):
+    unread.train()
+    unread.log[0].append(b"somebody's noise")
+    assert follows(acknowledge(unread, -1001 if unknown else None)) == [(0, 3)]
+    assert unread.host.replica.version == (2, 0, 0)
+    unread.read()
+    assert unread.host.replica.version == (3, 0, 0) and unread.host.replica.chains[0].voids == 1
 
 
-def test_a_silent_partition_is_read_again_and_a_new_owner_found(bench):
-    bench.train()
-    acknowledge(bench)
-    assert follows(bench.tick(QUIET_S / 2)) == []
-    bench.log[0].append(WIRE.encode(Claim("r", 0, 2, "other", 0, 0, M.numerics)))
-    assert follows(bench.tick(QUIET_S)) == [(0, 2)]
-    bench.read()
-    assert bench.host.slots[0].stage != RUNNING
-    assert follows(bench.tick(QUIET_S)) == []
+def test_a_silent_partition_is_read_again_and_a_new_owner_found(unread):
+    assert follows(unread.tick(QUIET_S / 2)) == []
+    unread.log[0].append(WIRE.encode(Claim("r", 0, 2, "other", 0, 0, M.numerics)))
+    assert follows(unread.tick(QUIET_S)) == [(0, 3)]
+    unread.read()
+    assert unread.host.slots[0].stage != RUNNING
+    assert follows(unread.tick(QUIET_S)) == []
 
 
-def test_a_slot_that_is_handed_over_is_read_again_at_once(bench):
-    bench.train()
-    acknowledge(bench)
-    bench.step(ev.Unassigned(0))
-    bench.host.slots[0].snapshot_seq = bench.host.slots[0].state.seq  # kept already
-    assert follows(bench.work()) == [(0, 2)]
-    assert not bench.host.slots
+def test_a_slot_that_is_handed_over_is_read_again_at_once(unread):
+    unread.step(ev.Unassigned(0))
+    unread.host.slots[0].snapshot_seq = unread.host.slots[0].state.seq  # kept already
+    assert follows(unread.work()) == [(0, 3)]
+    assert not unread.host.slots
 
 
-def test_who_waits_for_the_end_of_a_partition_reads_it(bench):
-    bench.train()
-    acknowledge(bench)
-    assert follows(bench.step(ev.EndOffset(0, 5))) == [(0, 2)]
+def test_who_waits_for_the_end_of_a_partition_reads_it(unread):
+    assert follows(unread.step(ev.EndOffset(0, 5))) == [(0, 3)]
 
 
 def test_a_held_partition_hears_no_acknowledgements():

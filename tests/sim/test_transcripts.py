@@ -38,20 +38,20 @@ SCENES = {
         4, faults=(at(0.03, "move", 1, 0), at(0.06, "move", 0, 0)), snapshot_every_s=0.03
     ),
     "reset_at_a_snapshot": scene(
-        2, faults=(at(0.08, "reset", 0, 0, 0.2), at(0.12, "kill", 0)), snapshot_every_s=0.005
+        4, faults=(at(0.07, "reset", 0, 0, 0.2), at(0.11, "kill", 0)), snapshot_every_s=0.005
     ),
     "a_payload_is_lost": scene(
         10, faults=(at(0.05, "lost", 0, 0, 0.4), at(0.051, "kill", 0)), inline_bytes=0, snapshot_every_s=0.02
     ),
     "a_revocations_payload_is_lost": scene(
-        8, faults=(at(0.05, "revoke"), at(0.055, "lost", 0, 0, 0.85), at(0.06, "kill", 1)), inline_bytes=8
+        8, faults=(at(0.065, "revoke"), at(0.069, "lost", 0, 0, 0.9), at(0.073, "kill", 1)), inline_bytes=8
     ),
     "a_recovery_lacks_what_every_replica_holds": scene(
-        8, faults=(at(0.05, "revoke"), at(0.055, "lost", 0, 0, 0.0), at(0.06, "kill", 1)), inline_bytes=8
+        8, faults=(at(0.065, "revoke"), at(0.069, "lost", 0, 0, 0.0), at(0.073, "kill", 1)), inline_bytes=8
     ),
     "a_writer_gives_up": scene(6, faults=(at(0.04, "unacked"), at(0.08, "lose"))),
     "memory_is_damaged": scene(7, faults=(at(0.04, "damage", 0, 3),)),
-    "the_operator_revokes_and_gives_up": scene(8, faults=(at(0.05, "revoke"), at(0.07, "give-up", 1))),
+    "the_operator_revokes_and_gives_up": scene(8, faults=(at(0.065, "revoke"), at(0.075, "give-up", 1))),
 }
 
 
