@@ -87,6 +87,7 @@ def steady(tools: Tools) -> dict[str, Any]:
         "smallest_MB": round(samples.min() / 1e6, 1),
         "largest_MB": round(samples.max() / 1e6, 1),
         "max_to_min": round(float(samples.max() / samples.min()), 4),
+        "growth": round(slope * minutes / float(samples.min()), 4),
         "bytes_per_minute": round(slope),
         "bytes_per_update": round(slope * minutes / max(1, updates), 1),
     }
