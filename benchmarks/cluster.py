@@ -175,7 +175,7 @@ PARTS: dict[str, tuple[Callable[[Tools], dict[str, Any]], str, Callable[[dict[st
     "leader": (leader, "nothing lost or doubled, pause <= 15 s", lambda r: r.get("pause_s", 99) <= 15),
     "memory": (
         memory,
-        "idle <= 250 MB, <= 12 bytes per parameter of a stack beyond, flat: a line through all samples rises by at most 1 %",
+        "idle <= 250 MB, <= 12 bytes per parameter of a stack beyond, flat: a line through the samples rises by <= 1 %",
         lambda r: r["idle_MB"] <= 250 and r["bytes_per_parameter"] <= 12 and r["growth"] <= 0.01,
     ),
     "placement": (placement, "killed Python worker -> its slots train again: p50 <= 10 s", lambda r: r["p50_s"] <= 10),
