@@ -24,10 +24,10 @@ from gossipdbn.embedded.broker import Broker
 from gossipdbn.models import learners
 from gossipdbn.models.spec import PhaseSpec
 from gossipdbn.report.page import CurvePoint
-from gossipdbn.testing import RunHarness
+from gossipdbn.testing import RunHarness, cut_shards
 from gossipdbn.wire import envelope
 from gossipdbn.wire.messages import RunWire
-from gossipdbn.wire.shards import ShardSequence, dtype_code, encode_shard, make_shard, shard_id, slot_of
+from gossipdbn.wire.shards import ShardSequence, encode_shard, slot_of
 from gossipdbn.worker.rows import RowStore
 
 CD = PhaseSpec("cd", epochs=10**5, batch=100, tau=10, lr=0.005)
@@ -59,10 +59,8 @@ def alone(path: str, slot: int, counter: str) -> None:
 
 def _rows_of(manifest: Manifest, slot: int) -> RowStore:
     """A slot's rows of those that `_run` feeds."""
-    rows, sequence, values = RowStore(manifest, slot, envelope.NO_KEYS), ShardSequence(), grey(FED)
-    for number, first in enumerate(range(0, FED, SHARD)):
-        part = values[first : first + SHARD]
-        shard = make_shard(shard_id("test", number, first, len(part)), part, None, dtype_code("grey"))
+    rows, sequence = RowStore(manifest, slot, envelope.NO_KEYS), ShardSequence()
+    for shard in cut_shards(manifest, grey(FED), shard_rows=SHARD):
         if slot_of(shard.id, manifest.slots) == slot:
             sequence.add(shard)
             rows.feed(rows.next_offset, envelope.seal(encode_shard(shard)))

@@ -60,10 +60,18 @@ from gossipdbn.replay.history import open_run
 from gossipdbn.replay.spool import collect
 from gossipdbn.replay.verify import Verification, divergence_text, verify
 from gossipdbn.wire import envelope
-from gossipdbn.wire.shards import ShardSequence, dtype_code, encode_shard, make_shard, shard_id, slot_of
+from gossipdbn.wire.shards import Shard, ShardSequence, dtype_code, encode_shard, make_shard, shard_id, slot_of
 from gossipdbn.worker.control import load_control
 
-__all__ = ["RunHarness", "gossip_broker", "gossip_hdfs", "gossip_hdfs_server", "gossip_run", "gossip_spark"]
+__all__ = [
+    "RunHarness",
+    "cut_shards",
+    "gossip_broker",
+    "gossip_hdfs",
+    "gossip_hdfs_server",
+    "gossip_run",
+    "gossip_spark",
+]
 
 _numbers = itertools.count(1)
 
@@ -128,6 +136,22 @@ def gossip_run(
     yield create
     for run in made:
         run.close()
+
+
+def cut_shards(
+    manifest: Manifest,
+    values: NDArray[Any],
+    labels: NDArray[np.int32] | None = None,
+    shard_rows: int = 50,
+    shards: int = 0,
+    rows: int = 0,
+) -> Iterator[Shard]:
+    """Encoded rows [n, V] as the shards that a harness feeds, ``shards`` of them and ``rows`` rows before."""
+    dtype = dtype_code(manifest.spec.visible_units)
+    for number, first in enumerate(range(0, len(values), shard_rows), shards):
+        part = values[first : first + shard_rows]
+        names = None if labels is None else labels[first : first + shard_rows]
+        yield make_shard(shard_id("test", number, rows + first, len(part)), part, names, dtype)
 
 
 class RunHarness:
@@ -202,12 +226,7 @@ class RunHarness:
         self, values: NDArray[Any], labels: NDArray[np.int32] | None = None, *, end: bool = True, shard_rows: int = 50
     ) -> None:
         """Put encoded rows [n, V] on the shards topic, and end marks if ``end``. Call it as often as rows come."""
-        dtype = dtype_code(self.manifest.spec.visible_units)
-        for first in range(0, len(values), shard_rows):
-            part = values[first : first + shard_rows]
-            names = None if labels is None else labels[first : first + shard_rows]
-            at = self._rows_fed + first
-            shard = make_shard(shard_id("test", self._shards, at, len(part)), part, names, dtype)
+        for shard in cut_shards(self.manifest, values, labels, shard_rows, self._shards, self._rows_fed):
             self._shards += 1
             slot = slot_of(shard.id, self.manifest.slots)
             self._sequences[slot].add(shard)
